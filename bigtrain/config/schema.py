@@ -1,0 +1,269 @@
+"""Every recipe key, once: its type, its default, what it means.
+
+`recipes/SCHEMA.json` and `recipes/REFERENCE.md` are generated from this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from bigtrain.config.types import (
+    Auto,
+    Bytes,
+    Count,
+    CountOrZero,
+    Expects,
+    Fraction,
+    NonNegative,
+    OpenFraction,
+    Positive,
+    Seconds,
+    Text,
+    WarmUp,
+)
+
+Family = Literal["bert", "gpt", "llama"]
+RecomputePolicy = Literal["none", "selective", "full", "offload"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: strict types, no unknown keys, immutable, described by its attribute docstrings."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    """What is trained. Keys are spelled as in Hugging Face's BERT and Llama, for all families."""
+
+    family: Family
+    """`bert` (post-LN, masked language model), `gpt` (GPT-2) or `llama` (RMSNorm, RoPE, SwiGLU, grouped-query)."""
+    preset: Text | None = None
+    """A published shape, such as `bert-large`; the keys below override it."""
+    vocab_size: Count | Auto = "auto"
+    """Tokens that the model knows; `auto` is the tokenizer's. A larger number is allowed."""
+    hidden_size: Count | None = None
+    """Width of the residual stream; required without a preset."""
+    num_hidden_layers: Count | None = None
+    """Number of blocks; required without a preset."""
+    num_attention_heads: Count | None = None
+    """Attention heads; must divide `hidden_size`; required without a preset."""
+    num_key_value_heads: Count | None = None
+    """Key and value heads (llama); must divide `num_attention_heads`; null is as many as there are heads."""
+    intermediate_size: Count | None = None
+    """Width inside the MLP; null is four times `hidden_size`."""
+    max_position_embeddings: Count | Auto = "auto"
+    """Longest sequence; `auto` is the larger of the preset's and `data.sequence_length`."""
+    initializer_range: Positive = 0.02
+    """Standard deviation of the initial weights."""
+    norm_eps: Positive | None = None
+    """Epsilon of the normalizations; null is the family's: 1e-12 (bert), 1e-5 (gpt), 1e-6 (llama)."""
+    rope_theta: Positive = 10000.0
+    """Base of the rotary position frequencies (llama)."""
+    tie_word_embeddings: bool | None = None
+    """Whether the head shares the token embedding; null is the family's: true (bert, gpt), false (llama)."""
+
+
+class DataSection(Section):
+    """What the model reads, and how it is cut into rows."""
+
+    source: Text | Annotated[list[Text], Field(min_length=1)] = "embedded"
+    """`embedded` (the Python standard library's text), a `datasets` hub id, a folder, a file, or a list of files:
+    .txt .jsonl .json .csv .parquet .arrow, each also with .gz or .zst."""
+    subset: Text | None = None
+    """The configuration of a hub data set, such as `20231101.en`."""
+    split: Text = "train"
+    """The split of a hub data set."""
+    text_column: Text = "text"
+    """The column that holds the text."""
+    streaming: bool = False
+    """Read a hub data set as a stream instead of downloading it first."""
+    tokenizer: Text = "train"
+    """`train` (on a bounded sample of the source), a tokenizer.json, a Hugging Face folder, or a hub id."""
+    vocab_size: Count = 30522
+    """Size of a tokenizer that is trained; unused tokens fill it up."""
+    lowercase: bool = False
+    """Whether a trained tokenizer folds case and strips accents (BERT's `uncased`)."""
+    sequence_length: Count = 512
+    """Tokens per row."""
+    packing: bool = True
+    """Put several documents into one row; attention never crosses from one to another. False: one per row, padded."""
+    validation_fraction: OpenFraction = 0.005
+    """Share of the documents that are kept for evaluation."""
+    cache: Text | None = None
+    """Folder of tokenized data; null is `BIGTRAIN_CACHE` or the user's cache folder."""
+
+
+class TrainSection(Section):
+    """The objective, the batch and the length of the run."""
+
+    objective: Literal["mlm", "clm", "mlm_nsp"]
+    """`mlm` (masked tokens), `clm` (the next token) or `mlm_nsp` (masked tokens and next-sentence pairs)."""
+    masking_probability: OpenFraction = 0.15
+    """Share of a row's tokens that are to be predicted (mlm); of these 80% are masked, 10% replaced, 10% kept."""
+    init_from: Text | None = None
+    """A run, a checkpoint or an imported folder whose weights a new run starts from."""
+    global_batch_size: Count = 256
+    """Sequences per optimizer step, over all ranks."""
+    micro_batch_size: Count | Auto = "auto"
+    """Sequences per rank and forward."""
+    steps: Count | None = None
+    """Length of the run in optimizer steps; one of `steps`, `tokens`, `epochs` is required."""
+    tokens: Count | None = None
+    """Length of the run in tokens, such as 32B."""
+    epochs: Positive | None = None
+    """Length of the run in passes over the training data."""
+    eval_every: Count | None = None
+    """Evaluate each so many steps, and at the end; null: never."""
+    eval_rows: Count | None = 1024
+    """Rows of the validation split that an evaluation reads; null: all."""
+    dropout: Fraction = 0.0
+    """Dropout of embeddings and of what each block adds to the residual stream."""
+    attention_dropout: Fraction = 0.0
+    """Dropout of attention probabilities (slow on CUDA: no fused kernel has it for variable lengths)."""
+    max_grad_norm: Positive | None = 1.0
+    """Clip gradients to this global norm; null: no clipping."""
+    max_skipped: CountOrZero = 10
+    """Stop after more than this many steps in a row whose loss or gradient was not finite."""
+    on_spike: Literal["stop", "skip", "rollback", "ignore"] = "ignore"
+    """What a spike of the loss does."""
+    z_loss: NonNegative = 0.0
+    """Weight of the squared log-partition in the loss, which keeps logits small."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target's probability that is spread over the vocabulary."""
+    compile: bool | Auto = "auto"
+    """Compile each block with torch.compile; `auto` does so on CUDA."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` is CUDA if there is any."""
+
+
+class OptimizerSection(Section):
+    """How gradients become weights. Biases and normalization weights get no weight decay."""
+
+    name: Literal["adamw", "lamb", "muon", "adafactor"] = "adamw"
+    """The optimizer."""
+    learning_rate: NonNegative
+    """The peak learning rate."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay."""
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2), Expects("two numbers from 0 to below 1")] = [0.9, 0.999]
+    """Decay of the first and second moment."""
+    eps: Positive = 1e-6
+    """Added to the root of the second moment."""
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    """Learning rate after the warm-up: down to zero in a line, in a cosine to a tenth, flat with a linear last fifth, or flat."""
+    warmup_steps: WarmUp = 0
+    """Steps of linear warm-up, or a share of the run such as 6%."""
+    state: Literal["fp32", "bf16", "8bit", "4bit", "auto"] = "fp32"
+    """Precision of the optimizer states."""
+    gradient_release: bool | Auto = False
+    """Update each weight inside the backward pass, so that gradients never all exist."""
+
+
+class AmpSection(Section):
+    """Mixed precision."""
+
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    """Precision of matrix products and activations."""
+    master_weights: Literal["fp32", "split24", "none", "auto"] = "fp32"
+    """Precision in which weights are kept."""
+    reduce: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which gradients are summed over ranks."""
+
+
+class RecomputeSection(Section):
+    """Activation recomputation."""
+
+    policy: RecomputePolicy | Auto | Annotated[list[RecomputePolicy], Field(min_length=1)] = "auto"
+    """What each block recomputes in the backward pass instead of keeping it; a list has one entry a block."""
+
+
+class ShardingSection(Section):
+    """How ranks share the model."""
+
+    engine: Literal["auto", "fsdp2", "deepspeed"] = "auto"
+    """The library that shards."""
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """What is sharded: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
+    replicate: Count | Auto = "auto"
+    """Groups of ranks that each hold the whole model (hybrid sharding)."""
+    offload: Literal["none", "optimizer", "all", "nvme", "auto"] = "auto"
+    """What lives in host memory or on NVMe."""
+    tensor_parallel: Count = 1
+    """Ranks that share each matrix product."""
+
+
+class MemorySection(Section):
+    """What the plan may use."""
+
+    budget: Bytes | Auto = "auto"
+    """Bytes per device; `auto` is what the device has."""
+
+
+class CheckpointSection(Section):
+    """When the state of the run is saved. It is always saved at the end."""
+
+    every_steps: Count | None = 500
+    """Save each so many steps; null: not by steps."""
+    every_minutes: Positive | None = None
+    """Save each so many minutes; null: not by time."""
+    keep: Annotated[int, Field(ge=2), Expects("a whole number of 2 or more")] = 3
+    """Newest checkpoints that are kept."""
+    asynchronous: bool = False
+    """Write in the background while training goes on."""
+
+
+class LoggingSection(Section):
+    """What is written down while training."""
+
+    every_steps: Count = 10
+    """Log each so many steps."""
+    sample_every: Count | None = None
+    """Generate a sample each so many steps; null: never."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio", "aim", "swanlab", "comet"]] = ["tensorboard"]
+    """Where metrics go besides metrics.jsonl."""
+
+
+class ClusterSection(Section):
+    """Where the run happens; the only lines that change from one machine to many."""
+
+    nodes: Count | Annotated[str, Field(pattern=r"^\d+:\d+$")] = 1
+    """Number of machines, or `least:most`."""
+    devices_per_node: Count | Auto = "auto"
+    """Processes per machine; `auto` is one a GPU, or one on a CPU."""
+    rendezvous: Text | None = None
+    """host:port where several machines meet."""
+    timeout: Seconds = 60.0
+    """How long a rank waits for the others."""
+    scheduler: Literal["local", "slurm", "kubernetes"] = "local"
+    """Who places the processes."""
+
+
+class Recipe(Section):
+    """What the user wrote; `auto` may stand where the plan chooses."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$"), Expects("letters, digits, '.', '_' and '-'")]
+    """Names the run folder; the file's name without one."""
+    seed: Annotated[int, Field(ge=0, lt=2**63), Expects("a whole number of 0 or more")] = 1234
+    """Seeds weights, data order, masks and dropout."""
+    model: ModelSection
+    data: DataSection = DataSection()
+    train: TrainSection
+    optimizer: OptimizerSection
+    amp: AmpSection = AmpSection()
+    recompute: RecomputeSection = RecomputeSection()
+    sharding: ShardingSection = ShardingSection()
+    memory: MemorySection = MemorySection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+    cluster: ClusterSection = ClusterSection()
+
+    _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    def origin(self, key: str) -> str:
+        """Return where a dotted key was written: `file:line`, `command line`, or the nearest parent's place."""
+        while key and key not in self._origins:
+            key = key.rpartition(".")[0]
+        return self._origins.get(key, "")

@@ -1,14 +1,84 @@
-"""The Batch type: names to tensors, one row of each tensor a sequence."""
+"""The Batch type and what is done to one: cut into micro-batches, weighed, unpadded, moved.
+
+Rows on their way in: `input_ids` and `labels` (B, T), `document_lengths` (B, D), documents in order, zero-filled; what
+is left of a row is padding. Flat on their way into a model: `input_ids` and `position_ids` (N,), `cu_seqlens` (K+1,)
+int32, `labels` and `label_positions` (M,) for the labelled positions only, and `max_seqlen`, a plain int.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
-Batch: TypeAlias = "Mapping[str, Tensor]"
+Batch: TypeAlias = Mapping[str, Any]
 
 IGNORED_LABEL = -100
 """The label of a position that does not count, as in torch and transformers."""
+
+
+def count_rows(batch: Batch) -> int:
+    """Return the number of sequences: the length of the first dim, which all tensors share."""
+    return len(next(iter(batch.values())))
+
+
+def split(batch: Batch, rows: int) -> Iterator[Batch]:
+    """Yield the batch in pieces of so many rows; the last may be shorter."""
+    for start in range(0, count_rows(batch), rows):
+        yield {name: tensor[start : start + rows] for name, tensor in batch.items()}
+
+
+def count_labels(batch: Batch, *, shifted: bool) -> int:
+    """Return the weight of a batch: its labels that count, or its rows where there are no labels.
+
+    `shifted` says that the model itself moves labels by one position, as transformers' causal models do: the first
+    label of each row then never counts.
+    """
+    labels = batch.get("labels")
+    if labels is None:
+        return count_rows(batch)
+    if shifted:
+        labels = labels[..., 1:]
+    return int((labels != IGNORED_LABEL).sum())
+
+
+def is_packed(batch: Batch) -> bool:
+    """Tell whether the rows hold documents whose lengths are given, so that padding can be taken out."""
+    return "document_lengths" in batch
+
+
+def unpad(rows: Batch) -> dict[str, Any]:
+    """Return the flat batch of packed rows: one row of tokens without padding, and where its documents and labels are.
+
+    Raises ValueError if the documents of a row are longer than the row.
+    """
+    import torch
+
+    row_length = rows["input_ids"].shape[1]
+    row_tokens = rows["document_lengths"].sum(dim=1)
+    if int(row_tokens.max()) > row_length:
+        raise ValueError(f"document_lengths: {int(row_tokens.max())} tokens in a row of {row_length}")
+    kept = torch.arange(row_length) < row_tokens[:, None]
+    lengths = rows["document_lengths"][rows["document_lengths"] > 0]
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    first_token = torch.repeat_interleave(cu_seqlens[:-1], lengths)
+    flat: dict[str, Any] = {
+        "input_ids": rows["input_ids"][kept],
+        "position_ids": torch.arange(len(first_token)) - first_token,
+        "cu_seqlens": cu_seqlens.to(torch.int32),
+        "max_seqlen": int(lengths.max()),
+    }
+    if "labels" in rows:
+        labels = rows["labels"][kept]
+        flat["label_positions"] = (labels != IGNORED_LABEL).nonzero().squeeze(1)
+        flat["labels"] = labels[flat["label_positions"]]
+    return flat
+
+
+def move(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Return the batch on a device; from pinned memory the copies overlap with what the host does next."""
+    return {
+        name: value.to(device, non_blocking=True) if hasattr(value, "to") else value for name, value in batch.items()
+    }

@@ -12,9 +12,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 from typing import NamedTuple
+
+LONGEST_WORD = 64
+"""Longer words get no suggestion: the search takes time by the product of lengths, and no key is near them."""
 
 
 class Fault(NamedTuple):
@@ -32,6 +35,12 @@ class BigtrainError(Exception):
     """The root of everything that bigtrain raises on purpose."""
 
     exit_code = 1
+
+    def report(self) -> int:
+        """Print the error for the user, a line a fault, on standard error; return the process's exit code."""
+        for line in str(self).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return self.exit_code
 
 
 class InputError(BigtrainError, ValueError):
@@ -74,15 +83,40 @@ class Interrupted(BigtrainError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the nearest of the known words, or an empty text when none is near."""
-    nearest = nearest_word(word, list(known))
+    nearest = nearest_word(word, known)
     return f"; did you mean {nearest!r}?" if nearest else ""
 
 
-def nearest_word(word: str, known: Sequence[str]) -> str | None:
-    """Return the known word nearest to this one, spelling, case and underscores aside, or None."""
-    folded = {_fold(name): name for name in known}
-    matches = difflib.get_close_matches(_fold(word), folded, n=1, cutoff=0.6)
-    return folded[matches[0]] if matches else None
+def nearest_word(word: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:
+    """Return the known word nearest to this one, spelling, case and underscores aside, or None.
+
+    Near is one edit away, or of a difflib ratio of at least `likeness`.
+    """
+    if len(word) > LONGEST_WORD:
+        return None
+    wanted = _fold(word)
+    scores = []
+    for name in known:
+        edits, ratio = edit_distance(wanted, _fold(name)), SequenceMatcher(None, wanted, _fold(name)).ratio()
+        if (edits <= 1 and len(wanted) > 2) or ratio >= likeness:
+            scores.append((edits, -ratio, name))
+    return min(scores)[2] if scores else None
+
+
+def edit_distance(left: str, right: str) -> int:
+    """Return how many letters must be put in, left out, replaced or swapped with their neighbour to get right from left.
+
+    Optimal string alignment: Boytsov, "Indexing methods for approximate dictionary searching", 2011, section 2.2.1.
+    """
+    above: list[int] = []
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left):
+        two_above, above, row = above, row, [i + 1]
+        for j, b in enumerate(right):
+            row.append(min(above[j + 1] + 1, row[j] + 1, above[j] + (a != b)))
+            if i and j and a == right[j - 1] and left[i - 1] == b:
+                row[-1] = min(row[-1], two_above[j - 1] + 1)
+    return row[-1]
 
 
 def _fold(word: str) -> str:

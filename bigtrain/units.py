@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 BYTE_UNITS = {
     "B": 1,
@@ -10,9 +11,14 @@ BYTE_UNITS = {
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
 COUNT_UNITS = {"": 1, "K": 10**3, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+TIME_UNITS = {
+    "ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "min": Decimal(60), "h": Decimal(3600), "d": Decimal(86400),
+}  # fmt: skip
 
-_QUANTITY = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([A-Za-z]*)")
+LONGEST_QUANTITY = 40
+"""Characters; a longer text is a slip of the keyboard, and numbers of thousands of digits are slow."""
+
+_QUANTITY = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
 def parse_bytes(text: str) -> int:
@@ -22,7 +28,7 @@ def parse_bytes(text: str) -> int:
     """
     number, unit = _split(text)
     if unit not in BYTE_UNITS:
-        raise ValueError(f"{text!r} has no unit of bytes; write for example '{number:g}GiB'")
+        raise ValueError(f"{text!r} has no unit of bytes; write for example '{number:f}GiB'")
     return round(number * BYTE_UNITS[unit])
 
 
@@ -41,13 +47,13 @@ def parse_seconds(text: str) -> float:
     """Return the seconds that a text such as '60s', '5min' or '500ms' stands for."""
     number, unit = _split(text)
     if unit not in TIME_UNITS:
-        raise ValueError(f"{text!r} has no unit of time; write for example '{number:g}s'")
-    return number * TIME_UNITS[unit]
+        raise ValueError(f"{text!r} has no unit of time; write for example '{number:f}s'")
+    return float(number * TIME_UNITS[unit])
 
 
 def parse_share(text: str) -> float:
     """Return the fraction in 0..1 that a text such as '6%' stands for."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,20})?)\s*%", text.strip())
     if not match or float(match[1]) > 100:
         raise ValueError(f"{text!r} is not a share; write for example 6%")
     return float(match[1]) / 100
@@ -71,6 +77,12 @@ def exact_bytes(count: int) -> str:
     return f"{count}B"
 
 
+def exact_seconds(seconds: float) -> str:
+    """Return a text that `parse_seconds` reads back to exactly this number."""
+    digits = f"{Decimal(repr(seconds)):f}"
+    return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits}s"
+
+
 def format_count(count: float) -> str:
     """Return a short text for people: 335M, 1.5B, 12.3K."""
     for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
@@ -91,8 +103,8 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
-def _split(text: str) -> tuple[float, str]:
+def _split(text: str) -> tuple[Decimal, str]:
     match = _QUANTITY.fullmatch(text.strip())
-    if not match:
-        raise ValueError(f"{text!r} is not a quantity")
-    return float(match[1].replace("_", "")), match[2]
+    if not match or len(text) > LONGEST_QUANTITY:
+        raise ValueError(f"{text[:LONGEST_QUANTITY]!r} is not a quantity")
+    return Decimal(match[1].replace("_", "")), match[2]

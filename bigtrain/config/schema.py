@@ -17,16 +17,30 @@ from bigtrain.config.types import (
     CountOrZero,
     Expects,
     Fraction,
+    Kept,
+    NodeRange,
     NonNegative,
     OpenFraction,
     Positive,
     Seconds,
+    Stage,
     Text,
     WarmUp,
 )
 
 Family = Literal["bert", "gpt", "llama"]
 RecomputePolicy = Literal["none", "selective", "full", "offload"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "aim", "swanlab", "comet"]
+Betas = Annotated[
+    list[Fraction], Field(min_length=2, max_length=2), Expects("a list of two numbers from 0 up to, not including, 1")
+]
+
+
+RunName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+    Expects("a name of letters, digits, '.', '_' and '-' that starts with a letter or digit"),
+]
 
 
 class Section(BaseModel):
@@ -148,12 +162,13 @@ class OptimizerSection(Section):
     """The peak learning rate."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay."""
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2), Expects("two numbers from 0 to below 1")] = [0.9, 0.999]
+    betas: Betas = [0.9, 0.999]
     """Decay of the first and second moment."""
     eps: Positive = 1e-6
     """Added to the root of the second moment."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
-    """Learning rate after the warm-up: down to zero in a line, in a cosine to a tenth, flat with a linear last fifth, or flat."""
+    """Learning rate after the warm-up: `linear` down to zero, `cosine` down to a tenth, `wsd` flat with a linear last
+    fifth, `constant` flat."""
     warmup_steps: WarmUp = 0
     """Steps of linear warm-up, or a share of the run such as 6%."""
     state: Literal["fp32", "bf16", "8bit", "4bit", "auto"] = "fp32"
@@ -185,7 +200,7 @@ class ShardingSection(Section):
 
     engine: Literal["auto", "fsdp2", "deepspeed"] = "auto"
     """The library that shards."""
-    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    zero_stage: Stage = "auto"
     """What is sharded: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
     replicate: Count | Auto = "auto"
     """Groups of ranks that each hold the whole model (hybrid sharding)."""
@@ -209,7 +224,7 @@ class CheckpointSection(Section):
     """Save each so many steps; null: not by steps."""
     every_minutes: Positive | None = None
     """Save each so many minutes; null: not by time."""
-    keep: Annotated[int, Field(ge=2), Expects("a whole number of 2 or more")] = 3
+    keep: Kept = 3
     """Newest checkpoints that are kept."""
     asynchronous: bool = False
     """Write in the background while training goes on."""
@@ -222,14 +237,14 @@ class LoggingSection(Section):
     """Log each so many steps."""
     sample_every: Count | None = None
     """Generate a sample each so many steps; null: never."""
-    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio", "aim", "swanlab", "comet"]] = ["tensorboard"]
+    trackers: list[Tracker] = ["tensorboard"]
     """Where metrics go besides metrics.jsonl."""
 
 
 class ClusterSection(Section):
     """Where the run happens; the only lines that change from one machine to many."""
 
-    nodes: Count | Annotated[str, Field(pattern=r"^\d+:\d+$")] = 1
+    nodes: Count | NodeRange = 1
     """Number of machines, or `least:most`."""
     devices_per_node: Count | Auto = "auto"
     """Processes per machine; `auto` is one a GPU, or one on a CPU."""
@@ -244,9 +259,9 @@ class ClusterSection(Section):
 class Recipe(Section):
     """What the user wrote; `auto` may stand where the plan chooses."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$"), Expects("letters, digits, '.', '_' and '-'")]
-    """Names the run folder; the file's name without one."""
-    seed: Annotated[int, Field(ge=0, lt=2**63), Expects("a whole number of 0 or more")] = 1234
+    name: RunName
+    """Names the run folder; without it, the file's name."""
+    seed: CountOrZero = 1234
     """Seeds weights, data order, masks and dropout."""
     model: ModelSection
     data: DataSection = DataSection()
@@ -262,8 +277,22 @@ class Recipe(Section):
 
     _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        """Compare what recipes say, not where it was written."""
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
     def origin(self, key: str) -> str:
         """Return where a dotted key was written: `file:line`, `command line`, or the nearest parent's place."""
         while key and key not in self._origins:
             key = key.rpartition(".")[0]
         return self._origins.get(key, "")
+
+    def writes(self, key: str) -> bool:
+        """Return whether this very key was written, in the file or on the command line."""
+        return key in self._origins
+
+    def with_origins(self, origins: Mapping[str, str]) -> Recipe:
+        """Return the same recipe, its keys written in these places; the key "" stands for the whole file."""
+        recipe = self.model_copy()
+        recipe._origins = dict(origins)
+        return recipe

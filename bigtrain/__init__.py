@@ -1,0 +1,77 @@
+"""Pretrain BERT- and GPT-class models in the least memory, at the highest speed, on what you have.
+
+    recipe = bigtrain.load_recipe("recipes/bert_large.yaml", ["train.steps=10"])
+    plan = bigtrain.plan(recipe)
+    bigtrain.train(plan, "runs/x")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bigtrain.errors import (
+    BigtrainError,
+    CheckpointError,
+    DataError,
+    DoesNotFit,
+    InputError,
+    Interrupted,
+    RecipeError,
+    ResumeError,
+)
+
+if TYPE_CHECKING:
+    from bigtrain.config.load import load_recipe
+    from bigtrain.config.schema import Recipe
+    from bigtrain.engine import Engine, StepResult, prepare
+    from bigtrain.launcher import launch
+    from bigtrain.planner.plan import Plan, plan
+    from bigtrain.training.loop import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BigtrainError",
+    "CheckpointError",
+    "DataError",
+    "DoesNotFit",
+    "Engine",
+    "InputError",
+    "Interrupted",
+    "Plan",
+    "Recipe",
+    "RecipeError",
+    "ResumeError",
+    "StepResult",
+    "launch",
+    "load_recipe",
+    "plan",
+    "prepare",
+    "train",
+]
+
+_HOMES = {
+    "Engine": "engine",
+    "Plan": "planner.plan",
+    "Recipe": "config.schema",
+    "StepResult": "engine",
+    "launch": "launcher",
+    "load_recipe": "config.load",
+    "plan": "planner.plan",
+    "prepare": "engine",
+    "train": "training.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: planning must not need torch, and `--help` must be quick."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"bigtrain.{_HOMES[name]}"), name)
+    if name in ("amp", "data", "models", "optim"):
+        return importlib.import_module(f"bigtrain.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,160 @@
+"""Tensors in a safetensors file, written one after another straight from where they are, with digests on the way.
+
+The format: eight bytes with the header's length (little endian), a JSON header of name -> dtype, shape and offsets, then
+the tensors' bytes (huggingface.co/docs/safetensors). The library's own writer first makes a copy of everything, and its
+reader maps the file, which then counts as resident memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigtrain.errors import CheckpointError
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+
+CHUNK_BYTES = 16 * 2**20
+MAX_HEADER_BYTES = 100 * 2**20
+"""The bound of the safetensors library itself."""
+
+
+class Digest(NamedTuple):
+    """Size and checksums of a file."""
+
+    size: int
+    crc32: int
+    sha256: str
+
+
+class TensorEntry(NamedTuple):
+    """Where a tensor stands in a file, and what it is; `start` and `size` in bytes."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+    start: int
+    size: int
+
+
+class DigestingFile:
+    """A file opened for writing that knows the digest of what was written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb")
+        self._size, self._crc32, self._sha256 = 0, 0, hashlib.sha256()
+
+    def write(self, data: Any) -> None:
+        """Write bytes or a flat memory view of bytes."""
+        for start in range(0, len(data), CHUNK_BYTES):
+            chunk = data[start : start + CHUNK_BYTES]
+            self._file.write(chunk)
+            self._crc32 = zlib.crc32(chunk, self._crc32)
+            self._sha256.update(chunk)
+        self._size += len(data)
+
+    def close(self) -> Digest:
+        """Bring everything to the disk and return the digest."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return Digest(self._size, self._crc32, self._sha256.hexdigest())
+
+    def abandon(self) -> None:
+        """Close without a promise."""
+        self._file.close()
+
+
+@contextmanager
+def _abandoned_on_error(file: DigestingFile) -> Iterator[DigestingFile]:
+    try:
+        yield file
+    except BaseException:
+        file.abandon()
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> Digest:
+    """Write a new file and bring it to the disk. Raises FileExistsError rather than write over one."""
+    with _abandoned_on_error(DigestingFile(path)) as file:
+        file.write(data)
+        return file.close()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
+    """Write tensors to a new safetensors file; at most one of them is copied at a time, none that is contiguous on the CPU."""
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with _abandoned_on_error(DigestingFile(path)) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            if tensor.numel():
+                flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+                file.write(memoryview(flat.numpy()))
+        return file.close()
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Return what a safetensors file holds, by name. Raises CheckpointError if the header does not fit the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size - 8, MAX_HEADER_BYTES):
+            raise CheckpointError(f"{path}: damaged: a header of {length} bytes in a file of {size}")
+        try:
+            header = json.loads(file.read(length))
+            entries = {name: _entry(item, 8 + length) for name, item in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: damaged: its header is not one of safetensors") from error
+    if any(entry.start + entry.size > size for entry in entries.values()):
+        raise CheckpointError(f"{path}: damaged: shorter than its header says")
+    return entries
+
+
+def _entry(item: Mapping[str, Any], base: int) -> TensorEntry:
+    dtype, shape = TORCH_DTYPES[item["dtype"]], torch.Size(item["shape"])
+    start, end = item["data_offsets"]
+    if end - start != shape.numel() * dtype.itemsize or start < 0:
+        raise ValueError(f"{item}: offsets do not fit the shape")
+    return TensorEntry(dtype, shape, base + start, end - start)
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and tensors of a safetensors file, one at a time, each in host memory of its own."""
+    entries = read_header(path)
+    with path.open("rb") as file:
+        for name, entry in entries.items():
+            tensor = torch.empty(entry.shape, dtype=entry.dtype)
+            if entry.size:
+                file.seek(entry.start)
+                file.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            yield name, tensor
+
+
+def digest(path: Path) -> Digest:
+    """Return the size and checksums of a file as it is on the disk."""
+    size, crc32, sha256 = 0, 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            size += len(chunk)
+            crc32 = zlib.crc32(chunk, crc32)
+            sha256.update(chunk)
+    return Digest(size, crc32, sha256.hexdigest())

@@ -1,0 +1,212 @@
+"""The command line: reads arguments, calls the library, prints; decides nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+
+from bigtrain.errors import BigtrainError
+
+if TYPE_CHECKING:
+    from bigtrain.config.schema import Recipe
+    from bigtrain.planner.plan import Plan
+
+app = typer.Typer(
+    name="bigtrain",
+    help="Pretrain BERT- and GPT-class models from one recipe file.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, such as train.steps=20.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint in one.")]
+
+
+@app.command()
+def launch(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME without it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve and plan only, print both.")] = False,
+    allow: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A key that may differ on resume.")] = None,
+) -> None:
+    """Plan, then train; the same command again resumes."""
+    from bigtrain.launcher import launch as start
+
+    loaded, planned = _plan(recipe, overrides)
+    if dry_run:
+        print(planned.to_yaml())
+        _print_plan(planned)
+        return
+    folder = run_dir or Path("runs") / loaded.name
+    code = start(planned, folder, allowed=allow or [])
+    if code == 0:
+        example = '"The [MASK] of the file."' if planned.model.family == "bert" else '"def "'
+        print(f"{folder}: done; look at {folder / 'report.html'}, or: bigtrain generate {folder} --prompt {example}")
+    raise typer.Exit(code)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the plan, itself a recipe, to a file.")] = None,
+) -> None:
+    """Show what is known of a recipe before it runs: parameters, FLOPs, bytes of model state, batches."""
+    _, planned = _plan(recipe, overrides)
+    if output is not None:
+        output.write_text(planned.to_yaml(), encoding="utf-8")
+    if as_json:
+        print(json.dumps(_plan_object(planned), indent=1))
+    else:
+        _print_plan(planned)
+
+
+@app.command()
+def prepare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Read or download the data, train the tokenizer if asked, tokenize into shards; goes on where it was stopped."""
+    from bigtrain.data.ensure import ensure_prepared
+
+    loaded = _load(recipe, overrides)
+    corpus = ensure_prepared(loaded)
+    counts = corpus.counts("train")
+    print(f"{corpus.folder}: {counts.documents:,} documents, {counts.tokens:,} tokens to train on; next: bigtrain launch {recipe}")
+
+
+@app.command(name="eval")
+def evaluate(run: RunArgument, overrides: Overrides = None) -> None:
+    """Evaluate a run on its own validation data, or with data.source=... on other data."""
+    from bigtrain.training.evaluate_run import evaluate_run
+
+    print(json.dumps(evaluate_run(run, overrides or []), indent=1))
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Option(help="The text to continue, or with [MASK] to fill.")],
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add (GPT).")] = 60,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time (GPT).")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Seeds the choice of tokens (GPT).")] = 0,
+) -> None:
+    """Continue a text (GPT), or fill its [MASK]s (BERT)."""
+    from bigtrain.training.generate import continue_text, fill_masks, load_trained
+
+    trained = load_trained(run)
+    if trained.plan.model.causal:
+        print(continue_text(trained, prompt, tokens=tokens, temperature=temperature, seed=seed))
+        return
+    for number, guesses in enumerate(fill_masks(trained, prompt), 1):
+        print(f"[MASK] {number}: " + "  ".join(f"{token} {probability:.1%}" for token, probability in guesses))
+
+
+recipes_app = typer.Typer(help="The shipped recipes.", invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the shipped recipes."""
+    if context.invoked_subcommand is None:
+        from bigtrain.config.shipped import headline, shipped_recipes
+
+        found = shipped_recipes()
+        width = max(map(len, found))
+        for name, path in found.items():
+            print(f"{name:{width}}  {headline(path)}")
+        print("\nnext: bigtrain recipes show NAME, or bigtrain launch NAME")
+
+
+@recipes_app.command()
+def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a shipped recipe."""
+    from bigtrain.config.shipped import recipe_path
+
+    print(recipe_path(name).read_text(encoding="utf-8"), end="")
+
+
+@recipes_app.command()
+def copy(
+    name: Annotated[str, typer.Argument(metavar="NAME")], file: Annotated[Path, typer.Argument(metavar="FILE")]
+) -> None:
+    """Copy a shipped recipe to a file of your own; nothing is written over."""
+    from bigtrain.config.shipped import recipe_path
+    from bigtrain.errors import InputError
+
+    text = recipe_path(name).read_text(encoding="utf-8")
+    try:
+        with file.open("x", encoding="utf-8") as target:
+            target.write(text)
+    except FileExistsError:
+        raise InputError(f"{file}: exists; name another file") from None
+    print(f"{file}: written; next: bigtrain launch {file}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine has, what of it bigtrain will use, and what is wrong."""
+    from bigtrain.doctor import examine
+
+    findings = examine()
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        print(f"{finding.mark}  {finding.what:{width}}  {finding.text}")
+    raise typer.Exit(1 if any(finding.is_fault for finding in findings) else 0)
+
+
+def main() -> None:
+    """Run the command line; wrong input is one line a fault on standard error, and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except BigtrainError as error:
+        code = error.report()
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        print(f"error: command line: {error.format_message()}; see bigtrain --help", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def _load(recipe: str, overrides: list[str] | None) -> Recipe:
+    from bigtrain.config.load import load_recipe
+
+    return load_recipe(recipe, overrides or [])
+
+
+def _plan(recipe: str, overrides: list[str] | None) -> tuple[Recipe, Plan]:
+    from bigtrain.planner.plan import plan as make_plan
+
+    loaded = _load(recipe, overrides)
+    return loaded, make_plan(loaded)
+
+
+def _plan_object(planned: Plan) -> dict[str, object]:
+    return {
+        "choice": {
+            "micro_batch_size": planned.micro_batch_size,
+            "accumulation_steps": planned.accumulation_steps,
+        },
+        "memory": {"state_bytes": sum(planned.state_bytes.values()), "by_cause": dict(planned.state_bytes)},
+        "parameters": planned.parameters,
+        "flops_per_token": planned.flops_per_token,
+        "steps": planned.total_steps,
+        "device": planned.hardware.name,
+    }
+
+
+def _print_plan(planned: Plan) -> None:
+    from bigtrain.planner.show import plan_lines
+
+    for line in plan_lines(planned):
+        print(line)

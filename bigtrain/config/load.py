@@ -1,0 +1,116 @@
+"""A recipe file and `key=value` overrides, read strictly into a Recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bigtrain.config.checks import recipe_faults
+from bigtrain.config.faults import schema_faults
+from bigtrain.config.keys import sections
+from bigtrain.config.overrides import apply_overrides
+from bigtrain.config.schema import Recipe
+from bigtrain.config.shipped import shipped_recipes
+from bigtrain.config.unbuilt import unbuilt_faults
+from bigtrain.config.yaml_reader import Document, read_yaml
+from bigtrain.errors import Fault, RecipeError, nearest_word
+
+LARGEST_FILE = 2**20
+"""Bytes; a recipe has a few thousand, so a larger file is another kind of file."""
+
+
+def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or a shipped recipe by its bare name, with overrides such as `train.steps=20` put over it.
+
+    Raises RecipeError with every fault that was found, each with file and line or `command line`: first what is
+    written wrongly, then what does not fit together, then what this version does not have.
+    """
+    file = _existing(path)
+    recipe = read_recipe(_content(file), os.fspath(file), overrides, name=file.stem)
+    if faults := recipe_faults(recipe) or unbuilt_faults(recipe):
+        raise RecipeError(*faults)
+    return recipe
+
+
+def read_recipe(content: bytes, where: str, overrides: Sequence[str] = (), *, name: str = "recipe") -> Recipe:
+    """Read a recipe's text against the schema alone; `name` is what it is called if it does not say.
+
+    Raises RecipeError as `load_recipe` does, for what is written wrongly.
+    """
+    written = _document(content, where)
+    readable = not written.broken
+    apply_overrides(written, overrides)
+    recipe = _validated(written, name) if readable else None
+    if recipe is None or written.faults:
+        raise RecipeError(*written.faults)
+    return recipe.with_origins(written.origins)
+
+
+def _validated(written: Document, name: str) -> Recipe | None:
+    """Return the recipe, or None once its faults are noted; a key already at fault gets no second line."""
+    values: Any = written.value
+    # A section of comments alone reads as null.
+    values = {key: {} if value is None and key in sections() else value for key, value in values.items()}
+    try:
+        return Recipe.model_validate({"name": name, **values})
+    except ValidationError as error:
+        told = {fault.key for fault in written.faults}
+        written.faults += [fault for fault in schema_faults(error, values, written.origins) if fault.key not in told]
+        return None
+
+
+def _document(content: bytes, where: str) -> Document:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        fault = Fault(where, "", f"not UTF-8 at byte {error.start} (0x{content[error.start]:02x}); save the file as UTF-8")
+        return Document({}, faults=[fault], broken=True)
+    written = read_yaml(text, partial("{}:{}".format, where))
+    written.origins[""] = where
+    if not isinstance(written.value, dict):
+        if not written.faults:
+            fault = "the file is empty" if written.value is None else "a recipe is a mapping of sections such as 'model:'"
+            written.faults.append(Fault(where, "", fault))
+        written.value, written.broken = {}, True
+    return written
+
+
+def _existing(path: str | PathLike[str]) -> Path:
+    file = Path(path)
+    recipes = shipped_recipes()
+    try:
+        if file.is_dir():
+            raise RecipeError(Fault(_printable(file), "", "is a folder; name a recipe file in it"))
+        if file.exists():
+            return file
+    except (OSError, ValueError) as error:
+        raise RecipeError(Fault(_printable(file), "", f"cannot be read: {error}")) from error
+    if str(path) in recipes:
+        return recipes[str(path)]
+    siblings = [str(sibling) for sibling in sorted(file.parent.glob("*.yaml"))]
+    nearest = nearest_word(file.stem, [*recipes, *(Path(sibling).stem for sibling in siblings)])
+    meant = next((sibling for sibling in siblings if Path(sibling).stem == nearest), nearest)
+    hint = f"; did you mean {meant!r}?" if meant else f"; the shipped recipes are {', '.join(recipes)}"
+    raise RecipeError(Fault(_printable(file), "", f"no such file{hint}"))
+
+
+def _content(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise RecipeError(Fault(_printable(file), "", f"cannot be read: {error.strerror}")) from error
+    if len(content) > LARGEST_FILE:
+        raise RecipeError(Fault(_printable(file), "", "larger than 1 MiB; this is not a recipe"))
+    return content
+
+
+def _printable(file: Path) -> str:
+    text = os.fspath(file)
+    return text if text.isprintable() else ascii(text)

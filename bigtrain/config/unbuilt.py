@@ -1,0 +1,46 @@
+"""What the recipe language has and this version does not do: refused with one line instead of ignored."""
+
+from __future__ import annotations
+
+from bigtrain.config.keys import listed, show
+from bigtrain.config.schema import Recipe
+from bigtrain.errors import Fault
+
+BUILT: dict[str, tuple[object, ...]] = {
+    "train.objective": ("mlm", "clm"),
+    "train.on_spike": ("ignore",),
+    "optimizer.name": ("adamw", "lamb"),
+    "optimizer.state": ("fp32", "auto"),
+    "optimizer.gradient_release": (False, "auto"),
+    "amp.precision": ("fp32", "bf16"),
+    "amp.master_weights": ("fp32", "auto"),
+    "amp.reduce": ("fp32",),
+    "recompute.policy": ("none", "auto"),
+    "sharding.engine": ("auto", "fsdp2"),
+    "sharding.zero_stage": ("auto", 0),
+    "sharding.replicate": ("auto", 1),
+    "sharding.offload": ("none", "auto"),
+    "sharding.tensor_parallel": (1,),
+    "checkpoint.asynchronous": (False,),
+    "logging.sample_every": (None,),
+    "logging.trackers": ("tensorboard",),
+    "cluster.nodes": (1,),
+    "cluster.devices_per_node": (1, "auto"),
+    "cluster.rendezvous": (None,),
+    "cluster.timeout": (60.0,),
+    "cluster.scheduler": ("local",),
+}
+"""Keys of which only these values work; of a list, these entries. A key without a row works whole."""
+
+
+def unbuilt_faults(recipe: Recipe) -> list[Fault]:
+    """Return a fault for each key whose value this version does not do."""
+    faults = []
+    for key, built in BUILT.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(recipe, section), name)
+        wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in built]
+        if wrong:
+            use = listed(show(key, item) for item in built)
+            faults.append(Fault(recipe.origin(key), key, f"{show(key, wrong[0])} is not in this version; use {use}"))
+    return faults

@@ -1,0 +1,183 @@
+"""A tokenized corpus on the disk: where it lies, what is in it, and its tokens by memory map."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigtrain.config.schema import Family, Recipe
+from bigtrain.data.cache import cache_folder, file_digest, fingerprint
+from bigtrain.data.decoding import data_error
+from bigtrain.data.shards import Shard, Tokens, open_shard
+from bigtrain.data.sources import identity
+from bigtrain.data.vocabulary import TRAIN, SpecialTokens, tokenizer_path, vocabulary_size
+from bigtrain.errors import DataError, Fault
+
+FORMAT_VERSION = 1
+Split: TypeAlias = Literal["train", "validation"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+UNIGRAM_COUNTS = "unigram_counts.npy"
+
+
+class SplitCounts(NamedTuple):
+    """What a split holds; `text_bytes` counts its UTF-8."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that is complete. Documents lie one after another; BERT's as [CLS] ... [SEP], others with an end token."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def family(self) -> Family:
+        """Return the family of models whose documents these are."""
+        return self.manifest["family"]  # type: ignore[no-any-return]
+
+    @property
+    def vocab_size(self) -> int:
+        """Return how many token ids the tokenizer has."""
+        return int(self.manifest["tokenizer"]["vocab_size"])
+
+    @cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """Return the ids of the special tokens."""
+        return SpecialTokens(**self.manifest["tokenizer"]["special_tokens"])
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Return the tokenizer.json that made the tokens."""
+        return self.folder / TOKENIZER
+
+    @cached_property
+    def unigram_counts(self) -> NDArray[np.int64]:
+        """Return how often each token stands in the training split, (vocab_size,)."""
+        counts: NDArray[np.int64] = np.load(self.folder / UNIGRAM_COUNTS)
+        return counts
+
+    def counts(self, split: Split) -> SplitCounts:
+        """Return what a split holds."""
+        return SplitCounts(**self.manifest["splits"][split])
+
+    def shards(self, split: Split) -> list[Shard]:
+        """Map the shards of a split into memory."""
+        return [open_shard(self.folder, name, self.manifest["dtype"]) for name in self._names(split)]
+
+    def documents(self, split: Split) -> Iterator[Tokens]:
+        """Yield the token ids of each document."""
+        for shard in self.shards(split):
+            starts = (shard.offsets - shard.offsets[0]).tolist()
+            for start, end in zip(starts, starts[1:], strict=False):
+                yield shard.tokens[start:end]
+
+    def verify(self) -> None:
+        """Read every file and compare it with its digest; raises DataError that names those that differ."""
+        files = self.manifest["files"].items()
+        _raise(self.folder, [name for name, facts in files if file_digest(self.folder / name) != facts["sha256"]])
+
+    def check_sizes(self) -> None:
+        """Compare the sizes of all files with the manifest; raises DataError that names those that differ."""
+        _raise(self.folder, [name for name, facts in self.manifest["files"].items() if not _whole(self.folder / name, facts)])
+
+    def _names(self, split: Split) -> list[str]:
+        names = (name.removesuffix(".tokens") for name in self.manifest["files"] if name.endswith(".tokens"))
+        return sorted(name for name in names if name.startswith(split))
+
+
+def corpus_facts(recipe: Recipe) -> dict[str, Any]:
+    """Return all that shapes the tokens of a recipe's corpus: not the length of rows, not the seed."""
+    data = recipe.data
+    return {
+        "format": FORMAT_VERSION,
+        "source": identity(data, recipe.origin("data.source")),
+        "tokenizer": tokenizer_facts(recipe),
+        "family": recipe.model.family,
+        "validation_fraction": data.validation_fraction,
+    }
+
+
+def tokenizer_facts(recipe: Recipe) -> dict[str, Any]:
+    """Return what tells a recipe's tokenizer from another."""
+    data = recipe.data
+    if data.tokenizer == TRAIN:
+        return {"train": recipe.model.family, "vocab_size": data.vocab_size, "lowercase": data.lowercase}
+    path = tokenizer_path(data.tokenizer, recipe.origin("data.tokenizer"))
+    return {"hub": data.tokenizer} if path is None else {"sha256": file_digest(path)}
+
+
+def corpus_folder(recipe: Recipe) -> Path:
+    """Return where a recipe's corpus is, or will be; raises DataError when its source or tokenizer is not there."""
+    return cache_folder(recipe.data) / "corpora" / fingerprint(corpus_facts(recipe))
+
+
+def is_prepared(folder: Path) -> bool:
+    """Return whether a corpus was finished in this folder."""
+    return (folder / MANIFEST).exists()
+
+
+def open_corpus(recipe: Recipe) -> Corpus:
+    """Open a recipe's corpus; raises DataError when it is absent or damaged, or its tokenizer does not suit the recipe."""
+    folder = corpus_folder(recipe)
+    if not is_prepared(folder):
+        text = "the data is not prepared; run: bigtrain prepare RECIPE"
+        raise data_error(recipe.origin("data.source"), text)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except ValueError as error:
+        raise _mend(folder, f"{folder / MANIFEST}", "is damaged") from error
+    corpus = Corpus(folder, manifest)
+    corpus.check_sizes()
+    check_tokenizer(recipe, corpus.special_tokens, corpus.vocab_size)
+    return corpus
+
+
+def check_tokenizer(recipe: Recipe, special: SpecialTokens, vocab_size: int) -> None:
+    """Raise DataError where a recipe needs a special token that is not there, or a larger vocabulary."""
+    where, faults = recipe.origin("data.tokenizer"), []
+    wanted = {"mlm": [("mask", "[MASK]")], "clm": []}.get(recipe.train.objective, [("mask", "[MASK]")])
+    framing = [("bos", "[CLS]"), ("eos", "[SEP]")] if recipe.model.family == "bert" else [("eos", "<|endoftext|>")]
+    for kind, name in (*wanted, *framing):
+        if getattr(special, kind) is None:
+            need = f"{recipe.model.family} with train.objective {recipe.train.objective}"
+            faults.append(Fault(where, "data.tokenizer", f"the tokenizer has no {name} token, which {need} needs"))
+    limit = recipe.model.vocab_size
+    if isinstance(limit, int) and vocab_size > limit:
+        text = f"{limit} is smaller than the tokenizer, which has {vocab_size} tokens; use auto"
+        faults.append(Fault(recipe.origin("model.vocab_size"), "model.vocab_size", text))
+    if faults:
+        raise DataError(*faults)
+
+
+def expected_vocab_size(recipe: Recipe) -> int | None:
+    """Return the tokenizer's size before there is data: known unless the tokenizer is a hub id that is not cached."""
+    if recipe.data.tokenizer == TRAIN:
+        return recipe.data.vocab_size
+    return vocabulary_size(recipe.data.tokenizer, recipe.origin("data.tokenizer"))
+
+
+def _whole(path: Path, facts: Mapping[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == facts["bytes"]
+
+
+def _raise(folder: Path, names: list[str]) -> None:
+    if names:
+        raise DataError(*(_mend(folder, str(folder / name), "is damaged, truncated or absent").faults[0] for name in names))
+
+
+def _mend(folder: Path, where: str, what: str) -> DataError:
+    return data_error(where, f"this part of the tokenized data {what}; delete the folder {folder} and run again", "data.cache")

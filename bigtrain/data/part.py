@@ -1,0 +1,127 @@
+"""One part of a corpus being written: a shard of each split, from consecutive documents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from bigtrain.config.schema import Family
+from bigtrain.data.cache import synced
+from bigtrain.data.corpus import SPLITS, Split, SplitCounts
+from bigtrain.data.hashing import key_of
+from bigtrain.data.vocabulary import SpecialTokens
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+_EMPTY = SplitCounts(0, 0, 0)
+
+
+class Frame(NamedTuple):
+    """The ids that stand before and after each document."""
+
+    before: list[int]
+    after: list[int]
+
+
+def frame_of(family: Family, special: SpecialTokens) -> Frame:
+    """Return BERT's [CLS] ... [SEP], or the end token that closes a document of the others."""
+    assert special.eos is not None  # the tokenizer was checked
+    if family != "bert":
+        return Frame([], [special.eos])
+    assert special.bos is not None
+    return Frame([special.bos], [special.eos])
+
+
+def split_of(document: int, validation_fraction: float) -> Split:
+    """Return the split of a document, a pure function of its number. The first trains, the second evaluates."""
+    if document < len(SPLITS):
+        return SPLITS[document]
+    return "validation" if int(key_of(document)[0]) < validation_fraction * 2**64 else "train"
+
+
+class PartWriter:
+    """Writes the files of part `number`: token ids and document bounds of each split."""
+
+    def __init__(self, folder: Path, number: int, dtype: str, before: Mapping[Split, SplitCounts]) -> None:
+        self.consumed = 0
+        """Documents that were offered; those without a token are not kept."""
+        self.counts: dict[Split, SplitCounts] = dict.fromkeys(SPLITS, _EMPTY)
+        self._before, self._dtype = before, dtype
+        self._tokens = {split: _Digested(folder / f"{split}-{number:05d}.tokens") for split in SPLITS}
+        self._offsets = {split: _Digested(folder / f"{split}-{number:05d}.offsets") for split in SPLITS}
+        for split in SPLITS:
+            self._offsets[split].write(np.array([before[split].tokens], np.uint64))
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens the part holds."""
+        return sum(count.tokens for count in self.counts.values())
+
+    def add(self, texts: Sequence[str], encodings: Sequence[Encoding], frame: Frame, validation_fraction: float) -> None:
+        """Append documents, each put into its frame."""
+        ids: dict[Split, list[int]] = {split: [] for split in SPLITS}
+        lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
+        sizes = dict.fromkeys(SPLITS, 0)
+        document = sum(self._before[split].documents + self.counts[split].documents for split in SPLITS)
+        for text, encoding in zip(texts, encodings, strict=True):
+            if not (content := encoding.ids):
+                continue
+            split = split_of(document, validation_fraction)
+            ids[split] += frame.before
+            ids[split] += content
+            ids[split] += frame.after
+            lengths[split].append(len(content) + len(frame.before) + len(frame.after))
+            sizes[split] += len(text) if text.isascii() else len(text.encode())
+            document += 1
+        self.consumed += len(texts)
+        for split in SPLITS:
+            self._append(split, ids[split], lengths[split], sizes[split])
+
+    def close(self) -> dict[str, Any]:
+        """Bring all to the disk and return the part's facts: `files`, each with bytes and sha256, and `splits`."""
+        files = dict(file.close() for file in (*self._tokens.values(), *self._offsets.values()))
+        return {"files": files, "splits": {split: count._asdict() for split, count in self.counts.items()}}
+
+    def abandon(self) -> None:
+        """Close the files as they are; the part is not finished."""
+        for file in (*self._tokens.values(), *self._offsets.values()):
+            file.file.close()
+
+    def _append(self, split: Split, ids: list[int], lengths: list[int], size: int) -> None:
+        counts = self.counts[split]
+        ends = np.cumsum(np.array(lengths, np.uint64)) + np.uint64(self._before[split].tokens + counts.tokens)
+        self._tokens[split].write(np.array(ids, self._dtype))
+        self._offsets[split].write(ends)
+        self.counts[split] = SplitCounts(counts.documents + len(lengths), counts.tokens + len(ids), counts.text_bytes + size)
+
+
+def total_counts(parts: Iterable[Mapping[str, Any]]) -> dict[Split, SplitCounts]:
+    """Return what the splits of these parts hold together."""
+    totals: dict[Split, SplitCounts] = dict.fromkeys(SPLITS, _EMPTY)
+    for part in parts:
+        for split in SPLITS:
+            held = SplitCounts(**part["splits"][split])
+            totals[split] = SplitCounts(*(one + other for one, other in zip(totals[split], held, strict=True)))
+    return totals
+
+
+class _Digested:
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("wb")
+        self._name, self._digest, self._bytes = path.name, hashlib.sha256(), 0
+
+    def write(self, values: np.ndarray[Any, Any]) -> None:
+        content = values.tobytes()
+        self.file.write(content)
+        self._digest.update(content)
+        self._bytes += len(content)
+
+    def close(self) -> tuple[str, dict[str, Any]]:
+        synced(self.file)
+        self.file.close()
+        return self._name, {"bytes": self._bytes, "sha256": self._digest.hexdigest()}

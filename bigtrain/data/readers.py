@@ -1,0 +1,149 @@
+"""Documents out of one file, whatever its format, read in constant memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bigtrain.data.decoding import COMPRESSIONS, Meter, byte_chunks, data_error, decoded, lines
+
+LONGEST_DOCUMENT = 2**20
+"""Characters; a longer document is cut at a line end, so that one document never needs much memory."""
+
+FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet", ".arrow")
+KNOWN_SUFFIXES = f"{' '.join(FORMATS)} (+ {' '.join(COMPRESSIONS)})"
+TEXT_COLUMN = "data.text_column"
+
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+_LEADING_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
+
+
+def file_format(path: Path) -> str | None:
+    """Return which of `FORMATS` a file name stands for, or None."""
+    name = path.name.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
+
+
+def read_documents(path: Path, column: str, meter: Meter) -> Iterator[str]:
+    """Yield the documents of one file, none of them blank or over `LONGEST_DOCUMENT` characters.
+
+    Raises DataError where the file cannot be read, holds no text, or a row has no text in `column`.
+    """
+    found = False
+    for text in _texts(path, column, meter):
+        for document in cut_at_lines(text):
+            found = True
+            yield document
+    if not found:
+        raise data_error(str(path), "the file holds no text" if path.stat().st_size else "the file is empty")
+    meter.finished_bytes += path.stat().st_size
+    meter.present_bytes = 0
+
+
+def cut_at_lines(text: str, longest: int = LONGEST_DOCUMENT) -> Iterator[str]:
+    """Yield a text in pieces of at most `longest` characters, cut after a line end where there is one; no blank ones."""
+    start = 0
+    while start < len(text):
+        end = start + longest
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
+        piece = text[start:end]
+        if not piece.isspace():
+            yield piece
+        start = end
+
+
+def text_of(row: object, column: str, where: str) -> str:
+    """Return the text in a row's column; raises DataError that names the columns there are, or what stands there."""
+    if not isinstance(row, dict):
+        raise data_error(where, f"{json_type(row)} stands where a JSON object with a column {column!r} is needed")
+    if column not in row:
+        raise data_error(where, f"no column {column!r}; there are: {', '.join(map(str, row)) or 'none'}", TEXT_COLUMN)
+    text = row[column]
+    if not isinstance(text, str):
+        raise data_error(where, f"column {column!r} holds {json_type(text)}, not text", TEXT_COLUMN)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise data_error(where, f"column {column!r} holds half of a surrogate pair", TEXT_COLUMN) from None
+    return text
+
+
+def json_type(value: object) -> str:
+    """Return what a JSON value is, in words."""
+    names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a text"}
+    return names.get(type(value), "an object" if isinstance(value, dict) else "a list")
+
+
+def _texts(path: Path, column: str, meter: Meter) -> Iterator[str]:
+    chosen = file_format(path)
+    if chosen is None:
+        raise data_error(str(path), f"unknown file type; known are {KNOWN_SUFFIXES}")
+    if chosen in (".parquet", ".arrow"):
+        from bigtrain.data.tables import table_texts
+
+        return table_texts(path, chosen, column, meter)
+    texts = decoded(path, byte_chunks(path, meter))
+    if chosen == ".txt":
+        return _paragraphs(texts)
+    if chosen == ".jsonl":
+        return _json_lines(path, texts, column)
+    if chosen == ".csv":
+        return _csv_rows(path, texts, column)
+    from bigtrain.data.json_stream import json_values
+
+    return (text_of(value, column, f"{path}:{line}") for line, value in json_values(path, texts))
+
+
+def _paragraphs(texts: Iterable[str]) -> Iterator[str]:
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    rest = ""
+    for text in texts:
+        *finished, rest = _BLANK_LINES.split(rest + newlines.decode(text))
+        yield from map(_trimmed, finished)
+        while len(rest) > LONGEST_DOCUMENT:
+            at = rest.rfind("\n", 0, LONGEST_DOCUMENT) + 1 or LONGEST_DOCUMENT
+            yield _trimmed(rest[:at])
+            rest = rest[at:]
+    yield _trimmed(rest + newlines.decode("", final=True))
+
+
+def _trimmed(document: str) -> str:
+    # A run of blank lines that lies across two chunks leaves some of itself at the head of the next document.
+    return _LEADING_BLANK_LINES.sub("", document).rstrip("\n")
+
+
+def _json_lines(path: Path, texts: Iterable[str], column: str) -> Iterator[str]:
+    for number, line in enumerate(lines(texts), start=1):
+        if line.isspace():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise data_error(where, f"broken JSON: {error.msg} at column {error.colno}") from None
+        except RecursionError:
+            raise data_error(where, "broken JSON: nested too deeply") from None
+        yield text_of(row, column, where)
+
+
+def _csv_rows(path: Path, texts: Iterable[str], column: str) -> Iterator[str]:
+    csv.field_size_limit(2**31 - 1)
+    rows = csv.DictReader(lines(texts), strict=True)
+    try:
+        names = rows.fieldnames or []
+        if names and column not in names:
+            raise data_error(f"{path}:1", f"no column {column!r}; there are: {', '.join(names)}", TEXT_COLUMN)
+        for row in rows:
+            if row[column] is None:
+                raise data_error(f"{path}:{rows.line_num}", f"the row has no column {column!r}", TEXT_COLUMN)
+            yield row[column]
+    except csv.Error as error:
+        raise data_error(f"{path}:{rows.line_num}", f"broken CSV: {error}") from None

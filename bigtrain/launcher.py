@@ -1,0 +1,67 @@
+"""From a plan to running processes: everything is checked and the data prepared before one starts. No torch here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from bigtrain.checkpoint import manifest
+from bigtrain.checkpoint.resume import check_resume
+from bigtrain.data.ensure import ensure_prepared
+from bigtrain.errors import Fault, RecipeError
+from bigtrain.planner.plan import Plan
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str] = ()) -> int:
+    """Train as a plan says in a process of its own and return its exit code.
+
+    Launching the same plan into the same folder again goes on from its newest checkpoint. `allowed` are recipe keys
+    that may differ from those the run was started with. Raises InputError before anything is started or written.
+    """
+    folder = Path(run_dir)
+    check_resume(folder, plan.recipe, allowed)
+    check_init_from(plan)
+    ensure_prepared(plan.recipe)
+    argv = [sys.executable, "-m", "bigtrain.training", str(os.getpid()), str(folder)]
+    worker = subprocess.Popen(argv, stdin=subprocess.PIPE, text=True)
+    with _signals_forwarded_to(worker):
+        assert worker.stdin is not None
+        worker.stdin.write(plan.to_yaml())
+        worker.stdin.close()
+        code = worker.wait()
+    return 128 - code if code < 0 else code
+
+
+def check_init_from(plan: Plan) -> None:
+    """Raise RecipeError if `train.init_from` names no run and no checkpoint."""
+    source = plan.recipe.train.init_from
+    if source is None:
+        return
+    path = Path(source)
+    if not (path / manifest.MANIFEST).is_file() and not manifest.step_folders(path):
+        text = f"{source}: holds no checkpoint; give a run folder, or a step-NNNNNNNN folder in one"
+        raise RecipeError(Fault(plan.recipe.origin("train.init_from"), "train.init_from", text))
+
+
+@contextmanager
+def _signals_forwarded_to(worker: subprocess.Popen[str]) -> Iterator[None]:
+    """Pass signals on; a terminal sends Ctrl-C to the worker itself, so that one is only waited for."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if worker.poll() is None and not (number == signal.SIGINT and sys.stdin.isatty()):
+            worker.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,51 @@
+"""Decoders: GPT-2 (Radford et al. 2019) and Llama-style (Touvron et al. 2023, arXiv 2307.09288).
+
+N tokens of the flat row, W width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bigtrain.config.model import ModelConfig
+from bigtrain.models.language_model import LanguageModel, own_decoder, vocabulary_table
+from bigtrain.models.layers import Block, Rotary, Table, norm, rotary_table
+
+
+class Decoder(LanguageModel):
+    """Pre-norm blocks that see backwards only; positions are learned (gpt) or rotary (llama)."""
+
+    def __init__(
+        self, config: ModelConfig, *, dropout: float, attention_dropout: float, z_loss: float, label_smoothing: float
+    ) -> None:
+        super().__init__(config, z_loss=z_loss, label_smoothing=label_smoothing)
+        self.tokens = vocabulary_table(config)
+        self.positions = None
+        if config.family == "gpt":
+            positions, std = config.max_position_embeddings, config.initializer_range
+            self.positions = Table(positions, config.hidden_size, std=std)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(config, dropout=dropout, attention_dropout=attention_dropout) for _ in range(config.num_hidden_layers)
+        )
+        self.final_norm = norm(config)
+        self.decoder = own_decoder(config)
+
+    def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """Return the token's embedding, with its position's where positions are learned."""
+        x_NW = self.tokens(input_ids)
+        if self.positions is not None:
+            x_NW = x_NW + self.positions(position_ids)
+        x_NW = self.dropout(x_NW)
+        return x_NW
+
+    def rotary(self, position_ids: Tensor) -> Rotary | None:
+        """Return the rotary angles of the positions (llama)."""
+        if self.positions is not None:
+            return None
+        return rotary_table(position_ids, self.config.head_dim, self.config.rope_theta)
+
+    def finish(self, x_NW: Tensor) -> Tensor:
+        """Normalize what the last block leaves."""
+        x_NW = self.final_norm(x_NW)
+        return x_NW

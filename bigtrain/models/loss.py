@@ -1,0 +1,207 @@
+"""Cross-entropy over labelled positions, chunk by chunk: the full logits never exist, in either direction.
+
+M labelled positions, C of them in a chunk, W width, V vocabulary, padded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtrain.models.shape import loss_chunk_tokens
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the loss is made of: the vocabulary without its padding, and the two terms beside plain cross-entropy."""
+
+    vocab_size: int
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+
+def linear_cross_entropy(
+    hidden_MW: Tensor,
+    weight_VW: Tensor,
+    bias_V: Tensor | None,
+    labels_M: Tensor,
+    *,
+    vocab_size: int,
+    chunk_tokens: int | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return the mean cross-entropy of the labels, fp32 (0 for no labels), under logits = hidden @ weight.T + bias.
+
+    Columns from `vocab_size` on are padding: probability 0, gradient exactly 0. `z_loss` adds its multiple of the
+    squared log-partition (Chowdhery et al. 2022, arXiv 2204.02311, section 5); `label_smoothing` moves that share of
+    the target's probability to the whole vocabulary (Szegedy et al. 2015, arXiv 1512.00567, section 7).
+    The gradients are made in the forward pass, of the same logits, and only when something needs them; so a second
+    backward through one result raises RuntimeError. Products run in autocast's dtype where that is on, else in the
+    hidden states'; the softmax and the sum of the weight's gradient over chunks in fp32 (fp64 stays fp64).
+    """
+    chunk = chunk_tokens or loss_chunk_tokens(weight_VW.shape[0], hidden_MW.device.type)
+    terms = Terms(vocab_size, z_loss, label_smoothing)
+    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_MW, weight_VW, bias_V, labels_M, terms, chunk, _product_dtype(hidden_MW), torch.is_grad_enabled()
+    )
+    return loss
+
+
+@torch.no_grad()
+def score(
+    hidden_MW: Tensor,
+    weight_VW: Tensor,
+    bias_V: Tensor | None,
+    labels_M: Tensor,
+    *,
+    vocab_size: int,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum of the plain cross-entropy (fp32), how many labels have the highest logit, and how many there are."""
+    chunk = chunk_tokens or loss_chunk_tokens(weight_VW.shape[0], hidden_MW.device.type)
+    dtype = _product_dtype(hidden_MW)
+    weight_VW, buffer = weight_VW.to(dtype), _buffer(hidden_MW, weight_VW, chunk)
+    loss, correct = _zeros(hidden_MW), labels_M.new_zeros(())
+    for rows in _chunks(labels_M.shape[0], chunk):
+        logits_CV = _logits(hidden_MW[rows].to(dtype), weight_VW, bias_V, vocab_size, buffer)
+        labels_C = labels_M[rows]
+        correct += (logits_CV.argmax(1) == labels_C).sum()
+        target_C = logits_CV.gather(1, labels_C[:, None])[:, 0]
+        loss += (logits_CV.logsumexp(1) - target_C).sum()
+    return loss, correct, torch.full_like(correct, labels_M.shape[0])
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The loss with its gradients, which the forward pass leaves for the backward pass to scale."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MW: Tensor,
+        weight_VW: Tensor,
+        bias_V: Tensor | None,
+        labels_M: Tensor,
+        terms: Terms,
+        chunk: int,
+        dtype: torch.dtype,
+        differentiable: bool,
+    ) -> Tensor:
+        wanted = [differentiable and need for need in ctx.needs_input_grad[:3]]
+        with torch.autocast(hidden_MW.device.type, enabled=False):
+            loss, grads = _loss_and_gradients(hidden_MW, weight_VW, bias_V, labels_M, terms, chunk, dtype, wanted)
+        ctx.grads = grads
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("the loss was differentiated twice; its gradients are used up by the first backward")
+        grads = [grad if grad is None else grad.mul_(grad_loss) for grad in ctx.grads]
+        ctx.grads = None
+        return (*grads, None, None, None, None, None)
+
+
+def _loss_and_gradients(
+    hidden_MW: Tensor,
+    weight_VW: Tensor,
+    bias_V: Tensor | None,
+    labels_M: Tensor,
+    terms: Terms,
+    chunk: int,
+    dtype: torch.dtype,
+    wanted: list[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    sum_dtype = _sum_dtype(hidden_MW)
+    grad_hidden = torch.empty_like(hidden_MW) if wanted[0] else None
+    grad_weight = torch.zeros_like(weight_VW, dtype=sum_dtype) if wanted[1] else None
+    grad_bias = torch.zeros_like(bias_V, dtype=sum_dtype) if wanted[2] and bias_V is not None else None
+    scale, loss = 1 / max(labels_M.shape[0], 1), _zeros(hidden_MW)
+    product_weight_VW, buffer = weight_VW.to(dtype), _buffer(hidden_MW, weight_VW, chunk)
+    for rows in _chunks(labels_M.shape[0], chunk):
+        hidden_CW = hidden_MW[rows].to(dtype)
+        logits_CV = _logits(hidden_CW, product_weight_VW, bias_V, terms.vocab_size, buffer)
+        loss += _chunk_loss(logits_CV, labels_M[rows], terms, scale, gradient=any(wanted))
+        slopes_CV = logits_CV.to(dtype)
+        if grad_hidden is not None:
+            grad_hidden[rows] = slopes_CV @ product_weight_VW
+        if grad_weight is not None:
+            _add_product(grad_weight, slopes_CV, hidden_CW, first=rows.start == 0)
+        if grad_bias is not None:
+            grad_bias += logits_CV.sum(0)
+    grads = [grad_hidden, grad_weight, grad_bias]
+    inputs = (hidden_MW, weight_VW, bias_V)
+    return loss, [grad if grad is None or x is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
+
+
+def _chunks(total: int, longest: int) -> list[slice]:
+    """Cut the positions into the fewest chunks, and these evenly: a short last one would waste a pass over the weight."""
+    count = -(-total // longest)
+    bounds = [total * index // count for index in range(count)] + [total]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def _buffer(hidden_MW: Tensor, weight_VW: Tensor, chunk: int) -> Tensor:
+    """Return the room that every chunk's logits reuse."""
+    rows = min(chunk, hidden_MW.shape[0])
+    return torch.empty(rows, weight_VW.shape[0], dtype=_sum_dtype(hidden_MW), device=hidden_MW.device)
+
+
+def _logits(hidden_CW: Tensor, weight_VW: Tensor, bias_V: Tensor | None, vocab_size: int, buffer: Tensor) -> Tensor:
+    """Return the logits in the buffer, in fp32 (fp64 stays), with -inf in the padded columns."""
+    logits_CV = buffer[: hidden_CW.shape[0]]
+    if hidden_CW.dtype == buffer.dtype:
+        torch.mm(hidden_CW, weight_VW.T, out=logits_CV)
+    else:
+        logits_CV.copy_(hidden_CW @ weight_VW.T)
+    if bias_V is not None:
+        logits_CV += bias_V
+    logits_CV[:, vocab_size:] = -torch.inf
+    return logits_CV
+
+
+def _chunk_loss(logits_CV: Tensor, labels_C: Tensor, terms: Terms, scale: float, *, gradient: bool) -> Tensor:
+    """Return the chunk's share of the loss; with `gradient`, leave the loss's slopes where the logits were."""
+    index_C1, smoothing = labels_C[:, None], terms.label_smoothing
+    expected_C = logits_CV.gather(1, index_C1)[:, 0]
+    if smoothing:
+        expected_C = expected_C.lerp(logits_CV[:, : terms.vocab_size].mean(1), smoothing)
+    highest_C1 = logits_CV.amax(1, keepdim=True)
+    logits_CV.sub_(highest_C1).exp_()
+    total_C1 = logits_CV.sum(1, keepdim=True)
+    partition_C = (total_C1.log() + highest_C1)[:, 0]
+    loss = (partition_C - expected_C + terms.z_loss * partition_C.square()).sum() * scale
+    if gradient:
+        factor_C = scale * (1 + 2 * terms.z_loss * partition_C)
+        logits_CV.mul_(factor_C[:, None] / total_C1)
+        if smoothing:
+            logits_CV[:, : terms.vocab_size] -= scale * smoothing / terms.vocab_size
+        logits_CV.scatter_add_(1, index_C1, torch.full_like(total_C1, -scale * (1 - smoothing)))
+    return loss
+
+
+def _add_product(grad_VW: Tensor, slopes_CV: Tensor, hidden_CW: Tensor, *, first: bool) -> None:
+    """Add slopes.T @ hidden to the gradient, in place and without a copy when the dtypes agree; the first overwrites."""
+    if grad_VW.dtype != slopes_CV.dtype:
+        grad_VW += slopes_CV.T @ hidden_CW
+    elif first:
+        torch.mm(slopes_CV.T, hidden_CW, out=grad_VW)
+    else:
+        grad_VW.addmm_(slopes_CV.T, hidden_CW)
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _zeros(hidden: Tensor) -> Tensor:
+    return torch.zeros((), dtype=_sum_dtype(hidden), device=hidden.device)

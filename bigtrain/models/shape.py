@@ -1,0 +1,97 @@
+"""Parameters and FLOPs of a model's shape, as plain integers; nothing here needs torch."""
+
+from __future__ import annotations
+
+from bigtrain.config.model import ModelConfig
+
+SEGMENTS = 2
+"""Rows of BERT's segment embedding, as published; single-segment text reads the first only."""
+
+LOSS_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}
+"""Most bytes of one chunk of fp32 logits. A GPU needs the larger one: each chunk reads and writes the whole gradient
+of the vocabulary's matrix, which takes longer than the products of a short chunk."""
+
+LEAST_LOSS_CHUNK = 64
+"""Fewest positions in a chunk of logits, however large the vocabulary."""
+
+
+def parameters(config: ModelConfig) -> int:
+    """Count the parameters, tied ones once and without the vocabulary's padding, as transformers counts them."""
+    table = parameter_table(config)
+    return sum(table.values()) + (config.num_hidden_layers - 1) * table["block"]
+
+
+def stored_parameters(config: ModelConfig) -> int:
+    """Count the parameters that the built model holds: as `parameters`, with the vocabulary padded."""
+    rows = config.padded_vocab_size - config.vocab_size
+    matrices = 1 if config.tie_word_embeddings else 2
+    return parameters(config) + rows * (config.hidden_size * matrices + (config.family == "bert"))
+
+
+def stored_tensors(config: ModelConfig) -> int:
+    """Count the tensors that the built model's parameters are, tied ones once."""
+    per_block = 6 if config.family == "llama" else 12
+    embeddings_and_norms = {"bert": 5, "gpt": 4, "llama": 2}[config.family]
+    head = (0 if config.tie_word_embeddings else 1) + (5 if config.family == "bert" else 0)
+    return per_block * config.num_hidden_layers + embeddings_and_norms + head
+
+
+def parameter_table(config: ModelConfig) -> dict[str, int]:
+    """Count the parameters of each part: `embeddings`, `block` (one of them), `final_norm` and `head`, unpadded."""
+    width = config.hidden_size
+    vocabulary = config.vocab_size * width
+    head = 0 if config.tie_word_embeddings else vocabulary
+    if config.family == "bert":
+        embeddings = vocabulary + (config.max_position_embeddings + SEGMENTS) * width + _norm(config)
+        head += width * width + width + _norm(config) + config.vocab_size
+        final_norm = 0
+    else:
+        positions = config.max_position_embeddings if config.family == "gpt" else 0
+        embeddings = vocabulary + positions * width
+        final_norm = _norm(config)
+    return {"embeddings": embeddings, "block": _block(config), "final_norm": final_norm, "head": head}
+
+
+def flops_per_token(config: ModelConfig, sequence_length: int, labelled_fraction: float = 1.0) -> int:
+    """Count a training step's model FLOPs for one token: forward, and a backward of twice that; no recompute.
+
+    6 x (weights of the blocks' matrix products) + 12 x layers x sequence_length x width for attention, not halved when
+    causal, + 6 x width x vocabulary for the head at the share of tokens that have a label, to which BERT's head adds
+    6 x width^2. The vocabulary counts unpadded; embeddings, norms and biases count nothing.
+    Source: Chowdhery et al. 2022 (PaLM), arXiv 2204.02311, appendix B.
+    """
+    width = config.hidden_size
+    blocks = 6 * config.num_hidden_layers * _block_matrices(config)
+    attention = 12 * config.num_hidden_layers * sequence_length * width
+    head = 6 * width * (config.vocab_size + (width if config.family == "bert" else 0))
+    return blocks + attention + round(head * labelled_fraction)
+
+
+def loss_chunk_tokens(padded_vocab_size: int, device: str = "cpu") -> int:
+    """Return how many positions' logits the loss holds at a time on a kind of device."""
+    limit = LOSS_CHUNK_BYTES.get(device, LOSS_CHUNK_BYTES["cuda"])
+    return max(LEAST_LOSS_CHUNK, limit // (4 * padded_vocab_size))
+
+
+def _block(config: ModelConfig) -> int:
+    return _block_matrices(config) + _block_biases(config) + 2 * _norm(config)
+
+
+def _block_matrices(config: ModelConfig) -> int:
+    width = config.hidden_size
+    attention = width * _qkv_rows(config) + width * width
+    return attention + (3 if config.family == "llama" else 2) * width * config.intermediate_size
+
+
+def _block_biases(config: ModelConfig) -> int:
+    if config.family == "llama":
+        return 0
+    return _qkv_rows(config) + config.intermediate_size + 2 * config.hidden_size
+
+
+def _qkv_rows(config: ModelConfig) -> int:
+    return (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+
+
+def _norm(config: ModelConfig) -> int:
+    return config.hidden_size if config.family == "llama" else 2 * config.hidden_size

@@ -1,0 +1,167 @@
+"""From a recipe to a plan: the same recipe with no `auto` left, and what is known exactly before it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bigtrain import units
+from bigtrain.amp.cost import gradient_bytes, weight_bytes
+from bigtrain.config.dump import to_yaml
+from bigtrain.config.model import ModelConfig, resolve_model
+from bigtrain.config.schema import Recipe
+from bigtrain.data.vocabulary import vocabulary_size
+from bigtrain.errors import Fault, RecipeError
+from bigtrain.models import shape
+from bigtrain.optim.cost import state_bytes
+from bigtrain.planner import hardware as hardware_module
+from bigtrain.planner.hardware import Hardware
+
+MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""What `micro_batch_size: auto` aims at: more tokens at once make a device no faster, and cost activations."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe in which nothing is open, and what follows from it.
+
+    `flops_per_token` counts forward and backward without recomputation; `state_bytes` are what a rank holds between
+    forward and optimizer step, by cause; activations come on top.
+    """
+
+    recipe: Recipe
+    model: ModelConfig
+    hardware: Hardware
+    world_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    parameters: int
+    flops_per_token: int
+    state_bytes: Mapping[str, int]
+
+    @property
+    def total_steps(self) -> int | None:
+        """Return the length of the run in steps; None when it is given in epochs and the data are not counted yet."""
+        train = self.recipe.train
+        if train.tokens is not None:
+            return -(-train.tokens // (train.global_batch_size * self.recipe.data.sequence_length))
+        return train.steps
+
+    def with_rows(self, rows: int) -> Plan:
+        """Return the plan with `epochs` turned into steps, now that an epoch is known to have so many rows."""
+        train = self.recipe.train
+        if train.epochs is None:
+            return self
+        steps = max(1, round(train.epochs * rows / train.global_batch_size))
+        train = train.model_copy(update={"epochs": None, "steps": steps})
+        return dataclasses.replace(self, recipe=self.recipe.model_copy(update={"train": train}))
+
+    def to_yaml(self) -> str:
+        """Return the plan as a recipe, its predictions as comments."""
+        comments = {
+            "model": f"{units.format_count(self.parameters)} parameters, "
+            f"{units.format_count(self.flops_per_token)}FLOP per token, forward and backward",
+            "train": f"{self.accumulation_steps} micro-batches per step and rank",
+            "memory": "; ".join(f"{cause} {units.format_bytes(size)}" for cause, size in self.state_bytes.items()),
+        }
+        return to_yaml(self.recipe, comments=comments)
+
+
+def plan(recipe: Recipe, hardware: Hardware | None = None) -> Plan:
+    """Resolve a recipe for some hardware, this machine's by default.
+
+    Raises RecipeError where the recipe asks for what is not there.
+    """
+    hardware = _chosen_hardware(recipe, hardware)
+    model = resolve_model(recipe.model, vocab_size=_vocab_size(recipe), sequence_length=recipe.data.sequence_length)
+    world_size = 1
+    rank_rows = recipe.train.global_batch_size // world_size
+    micro = recipe.train.micro_batch_size
+    if micro == "auto":
+        micro = _largest_divisor(rank_rows, MICRO_BATCH_TOKENS[hardware.kind] // recipe.data.sequence_length)
+    resolved = _resolve(recipe, model, hardware, micro)
+    stored = shape.stored_parameters(model)
+    return Plan(
+        recipe=resolved,
+        model=model,
+        hardware=hardware,
+        world_size=world_size,
+        micro_batch_size=micro,
+        accumulation_steps=rank_rows // micro,
+        parameters=shape.parameters(model),
+        flops_per_token=shape.flops_per_token(model, recipe.data.sequence_length, labelled_fraction(recipe)),
+        state_bytes={
+            "weights": weight_bytes(stored),
+            "gradients": gradient_bytes(stored),
+            "optimizer_state": state_bytes(recipe.optimizer.name, stored, shape.stored_tensors(model)),
+        },
+    )
+
+
+def labelled_fraction(recipe: Recipe) -> float:
+    """Return the share of a row's tokens for which logits are computed."""
+    return recipe.train.masking_probability if recipe.train.objective == "mlm" else 1.0
+
+
+def _chosen_hardware(recipe: Recipe, hardware: Hardware | None) -> Hardware:
+    if hardware is not None:
+        return hardware
+    if recipe.train.device == "cpu":
+        return hardware_module.cpu()
+    if recipe.train.device == "cuda":
+        found = hardware_module.cuda_devices()
+        if found is None:
+            raise _fault(recipe, "train.device", "'cuda': this machine has no CUDA device; use cpu or auto")
+        return found
+    return hardware_module.this_machine()
+
+
+def _vocab_size(recipe: Recipe) -> int:
+    if recipe.data.tokenizer == "train":
+        return recipe.data.vocab_size
+    size = vocabulary_size(recipe.data.tokenizer)
+    written = recipe.model.vocab_size
+    if size is None and written == "auto":
+        text = "'auto' is the tokenizer's, which is not on this machine yet; run bigtrain prepare first, or give a number"
+        raise _fault(recipe, "model.vocab_size", text)
+    if size is not None and written != "auto" and written < size:
+        text = f"{written} is less than the {size} tokens of {recipe.data.tokenizer}; use auto or at least {size}"
+        raise _fault(recipe, "model.vocab_size", text)
+    return size if size is not None else int(written)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(size for size in range(max(1, min(number, limit)), 0, -1) if number % size == 0)
+
+
+def _resolve(recipe: Recipe, model: ModelConfig, hardware: Hardware, micro_batch_size: int) -> Recipe:
+    """Put a value wherever the recipe says `auto`."""
+    budget = hardware.memory_bytes if recipe.memory.budget == "auto" else recipe.memory.budget
+    shape_keys = {key: value for key, value in dataclasses.asdict(model).items() if key in type(recipe.model).model_fields}
+    if model.family != "llama":
+        del shape_keys["num_key_value_heads"]
+    train = {"micro_batch_size": micro_batch_size, "device": hardware.kind}
+    if recipe.train.compile == "auto":
+        train["compile"] = hardware.kind == "cuda"
+    chosen: dict[str, dict[str, Any]] = {
+        "model": shape_keys,
+        "train": train,
+        "optimizer": _instead_of_auto(recipe.optimizer, state="fp32", gradient_release=False),
+        "amp": _instead_of_auto(recipe.amp, master_weights="fp32"),
+        "recompute": _instead_of_auto(recipe.recompute, policy="none"),
+        "sharding": _instead_of_auto(recipe.sharding, engine="fsdp2", zero_stage=0, replicate=1, offload="none"),
+        "memory": {"budget": budget},
+        "cluster": _instead_of_auto(recipe.cluster, devices_per_node=1),
+    }
+    sections = {name: getattr(recipe, name).model_copy(update=keys) for name, keys in chosen.items()}
+    return recipe.model_copy(update=sections)
+
+
+def _instead_of_auto(section: Any, **values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if getattr(section, key) == "auto"}
+
+
+def _fault(recipe: Recipe, key: str, text: str) -> RecipeError:
+    return RecipeError(Fault(recipe.origin(key), key, text))

@@ -1,0 +1,1 @@
+"""The loop that ships: it uses the public Engine and nothing else."""

@@ -1,0 +1,234 @@
+"""The training loop, from a plan to a finished run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from importlib import metadata
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bigtrain.batch import Batch
+from bigtrain.checkpoint.resume import PLAN_FILE
+from bigtrain.checkpoint.state import PLAN, TOKENIZER, TrainState, load_weights
+from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint
+from bigtrain.data.cache import cache_folder
+from bigtrain.data.corpus import Corpus
+from bigtrain.data.ensure import ensure_prepared
+from bigtrain.data.loader import Loader
+from bigtrain.engine import Engine, StepResult, prepare
+from bigtrain.errors import BigtrainError, Interrupted
+from bigtrain.models import build_model
+from bigtrain.optim import build_optimizer
+from bigtrain.planner.plan import Plan
+from bigtrain.training.evaluate import Evaluation, evaluate_plan
+from bigtrain.training.meter import Meter
+from bigtrain.training.metrics import MetricsLog
+from bigtrain.training.progress import RunProgress
+from bigtrain.training.report import write_report
+from bigtrain.training.runtime import Runtime, runtime, seed_step
+
+
+def train(plan: Plan, run_dir: str | PathLike[str]) -> None:
+    """Train in this process as a plan says, going on from the newest checkpoint of the run folder if there is one.
+
+    Raises InputError for data or checkpoints that cannot be used, Interrupted after a signal and a checkpoint.
+    """
+    folder = Path(run_dir)
+    with runtime(plan) as here:
+        corpus = ensure_prepared(plan.recipe)
+        loader = build_loader(plan, corpus)
+        plan = plan.with_rows(loader.rows)
+        engine = build_engine(plan)
+        state = TrainState(engine, loader)
+        store = CheckpointStore(folder, keep=plan.recipe.checkpoint.keep)
+        _start_from(state, store, plan)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_run_files(folder, plan)
+        Run(plan, folder, here, corpus, state, store).finish()
+
+
+def build_loader(plan: Plan, corpus: Corpus) -> Loader:
+    """Return the training rows of a corpus, as a plan's recipe says."""
+    recipe = plan.recipe
+    return Loader(
+        corpus,
+        split="train",
+        objective=recipe.train.objective,
+        sequence_length=recipe.data.sequence_length,
+        packing=recipe.data.packing,
+        masking_probability=recipe.train.masking_probability,
+        global_batch_size=recipe.train.global_batch_size,
+        seed=recipe.seed,
+    )
+
+
+def build_engine(plan: Plan) -> Engine:
+    """Return the engine of a plan's own model, initialised from the recipe's seed."""
+    with torch.device("meta"):
+        model = build_plan_model(plan)
+    return prepare(model, plan, partial(build_optimizer, section=plan.recipe.optimizer))
+
+
+def build_plan_model(plan: Plan) -> nn.Module:
+    """Return a plan's model, on the device that is current."""
+    section = plan.recipe.train
+    return build_model(
+        plan.model,
+        dropout=section.dropout,
+        attention_dropout=section.attention_dropout,
+        z_loss=section.z_loss,
+        label_smoothing=section.label_smoothing,
+    )
+
+
+def write_run_files(folder: Path, plan: Plan) -> None:
+    """Write plan.yaml and env.json."""
+    (folder / PLAN_FILE).write_text(plan.to_yaml(), encoding="utf-8")
+    (folder / "env.json").write_text(json.dumps(environment(plan), indent=1) + "\n", encoding="utf-8")
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """Return what a result depends on besides the recipe: versions, device, command, revision."""
+    names = ("bigtrain", "torch", "numpy", "tokenizers", "datasets", "safetensors")
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)  # noqa: S607
+    return {
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in names},
+        "device": plan.hardware.name,
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+        "git_revision": git.stdout.strip() or None,
+    }
+
+
+def _start_from(state: TrainState, store: CheckpointStore, plan: Plan) -> None:
+    """Restore the newest checkpoint of the run; a new run takes over the weights of `train.init_from`, if any."""
+    newest = store.newest()
+    if newest is not None:
+        state.restore(newest)
+    elif plan.recipe.train.init_from is not None:
+        load_weights(state.engine.model, find_checkpoint(Path(plan.recipe.train.init_from)))
+
+
+class Run:
+    """One run under way: its state, and what is done every so many steps."""
+
+    def __init__(
+        self, plan: Plan, folder: Path, here: Runtime, corpus: Corpus, state: TrainState, store: CheckpointStore
+    ) -> None:
+        assert plan.total_steps is not None
+        self.plan = plan
+        self.folder = folder
+        self.total_steps = plan.total_steps
+        self._here = here
+        self._corpus = corpus
+        self._state = state
+        self._store = store
+        self._texts = {PLAN: plan.to_yaml(), TOKENIZER: corpus.tokenizer_file.read_text(encoding="utf-8")}
+        self._saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Take the steps that are left, then evaluate, save and report."""
+        recipe, state = self.plan.recipe, self._state
+        if state.step >= self.total_steps:
+            print(f"{self.folder}: its {self.total_steps} steps are done already", flush=True)
+            return
+        log = MetricsLog(self.folder, step=state.step, trackers=list(recipe.logging.trackers))
+        self._meter = Meter(self.plan, cache_folder(recipe.data), tokens=state.tokens)
+        with RunProgress(self.total_steps, step=state.step) as progress:
+            self._log, self._progress = log, progress
+            progress.say(self._headline())
+            try:
+                self._take_steps()
+            finally:
+                state.loader.close()
+                log.close()
+        write_report(self.folder, self.plan)
+
+    def _take_steps(self) -> None:
+        state, last_skipped = self._state, 0
+        for batch in state.loader:
+            result = self._take_step(batch)
+            last_skipped = last_skipped + 1 if result.skipped else 0
+            self._after_step(result)
+            if last_skipped > self.plan.recipe.train.max_skipped:
+                raise BigtrainError(self._too_many_skipped(last_skipped))
+            if state.step >= self.total_steps:
+                break
+            if self._here.stop_signal is not None:
+                self._save()
+                raise Interrupted(f"{self._here.stop_signal.name}: saved step {state.step}; launch again to go on")
+
+    def _take_step(self, batch: Batch) -> StepResult:
+        engine = self._state.engine
+        seed_step(self.plan.recipe.seed, self._state.step)
+        for micro in engine.micro_batches(batch):
+            engine.backward(engine.model(**micro))
+        self._state.tokens += int(batch["document_lengths"].sum())
+        return engine.step(self.plan.recipe.train.max_grad_norm)
+
+    def _after_step(self, result: StepResult) -> None:
+        recipe, step = self.plan.recipe, self._state.step
+        last = step >= self.total_steps
+        self._meter.count(result)
+        self._progress.advance(step)
+        if step % recipe.logging.every_steps == 0 or last or result.skipped:
+            row = self._meter.row(result, step, self._state.tokens)
+            self._log.write(row)
+            self._progress.log(row, self._meter.seconds_left(self.total_steps - step))
+        if recipe.train.eval_every and (step % recipe.train.eval_every == 0 or last):
+            with self._meter.paused():
+                self._evaluate()
+        if last or self._is_save_due():
+            with self._meter.paused():
+                self._save()
+
+    def _evaluate(self) -> None:
+        found = evaluate_plan(self._state.engine.model, self.plan, self._corpus, self._here.device)
+        self._log.write({"step": self._state.step, "tokens": self._state.tokens, **found.row()})
+        self._progress.say(describe(found, self._state.step, masked=self.plan.recipe.train.objective == "mlm"))
+
+    def _is_save_due(self) -> bool:
+        section = self.plan.recipe.checkpoint
+        if section.every_steps and self._state.step % section.every_steps == 0:
+            return True
+        return bool(section.every_minutes) and time.monotonic() - self._saved_at >= 60 * (section.every_minutes or 0)
+
+    def _save(self) -> None:
+        self._state.save(self._store, self._texts)
+        self._saved_at = time.monotonic()
+
+    def _headline(self) -> str:
+        plan = self.plan
+        start = f"going on from step {self._state.step}" if self._state.step else "from new weights"
+        return (
+            f"{plan.recipe.name}: {plan.parameters:,} parameters, {self.total_steps} steps of "
+            f"{plan.recipe.train.global_batch_size} rows x {plan.recipe.data.sequence_length} tokens in "
+            f"{plan.accumulation_steps} micro-batches, on {plan.hardware.name}, {start}"
+        )
+
+    def _too_many_skipped(self, count: int) -> str:
+        newest = self._store.newest()
+        last_good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        return f"{count} steps in a row had a loss or gradient that is not finite (train.max_skipped); {last_good}"
+
+
+def describe(found: Evaluation, step: int, *, masked: bool) -> str:
+    """Return an evaluation as a line for people."""
+    accuracy = f"accuracy {found.accuracy:.1%}, " if masked else ""
+    below = found.unigram_loss - found.loss
+    return (
+        f"evaluation at step {step}: loss {found.loss:.4f}, {accuracy}perplexity {found.perplexity:.1f}; "
+        f"token frequencies alone give {found.unigram_loss:.4f} ({abs(below):.2f} nat {'above' if below >= 0 else 'below'} the model)"
+    )

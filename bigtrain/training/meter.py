@@ -1,0 +1,77 @@
+"""Time, tokens and memory of the steps since the last logged one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigtrain.engine import StepResult
+from bigtrain.planner.plan import Plan
+from bigtrain.training.peak import peak_flops
+from bigtrain.training.runtime import host_bytes_peak
+
+
+class Meter:
+    """Measure the steps of a run. Evaluations and saves are not counted as time of steps."""
+
+    def __init__(self, plan: Plan, cache: Path, *, tokens: int) -> None:
+        self._plan = plan
+        self._peak = peak_flops(plan.hardware, plan.recipe.amp.precision, cache)
+        self._on_cuda = plan.hardware.kind == "cuda"
+        self._skipped = 0
+        self._tokens = tokens
+        self._seconds = 0.0
+        self._steps = 0
+        self._begin = self._mark = time.perf_counter()
+        self._seconds_per_step = 0.0
+
+    def count(self, result: StepResult) -> None:
+        """Count a step that was taken."""
+        self._steps += 1
+        self._skipped += result.skipped
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of what is done inside."""
+        begin = time.perf_counter()
+        yield
+        self._mark += time.perf_counter() - begin
+        self._begin += time.perf_counter() - begin
+
+    def row(self, result: StepResult, step: int, tokens: int) -> dict[str, Any]:
+        """Return the metrics row of a step; rates are means over the steps since the last row.
+
+        `loss` is in full precision. `mfu` and `hfu` are against the matrix-product rate measured on this device.
+        """
+        loss, grad_norm = float(result.loss), float(result.grad_norm)
+        now = time.perf_counter()
+        seconds, new_tokens = max(now - self._mark, 1e-9), tokens - self._tokens
+        flops = self._plan.flops_per_token * new_tokens / seconds
+        self._seconds_per_step = seconds / max(1, self._steps)
+        self._mark, self._tokens, self._steps = now, tokens, 0
+        return {
+            "step": step,
+            "tokens": tokens,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": result.learning_rate,
+            "tokens_per_second": new_tokens / seconds,
+            "model_flops_per_second": flops,
+            "mfu": flops / self._peak,
+            "hfu": flops / self._peak,
+            "allocated_bytes_peak": torch.cuda.max_memory_allocated() if self._on_cuda else None,
+            "reserved_bytes_peak": torch.cuda.max_memory_reserved() if self._on_cuda else None,
+            "host_bytes_peak": host_bytes_peak(),
+            "loss_scale": 1.0,
+            "skipped": self._skipped,
+            "seconds": now - self._begin,
+        }
+
+    def seconds_left(self, steps: int) -> float:
+        """Return how long so many steps will take at the pace of the last row."""
+        return steps * self._seconds_per_step

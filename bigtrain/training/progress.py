@@ -1,0 +1,78 @@
+"""How a run shows itself: a bar on a terminal, a plain line each logged step elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bigtrain.units import format_bytes, format_count, format_seconds
+
+
+class RunProgress:
+    """Show the steps of a run; use as a context manager. Quiet when `shown` is False."""
+
+    def __init__(self, total_steps: int, *, step: int, shown: bool = True) -> None:
+        self._total_steps = total_steps
+        self._shown = shown
+        self._console = Console(highlight=False)
+        self._bar: Progress | None = None
+        if shown and self._console.is_terminal:
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self._console)
+            self._task = self._bar.add_task("", total=total_steps, completed=step, figures="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def log(self, row: Mapping[str, Any], seconds_left: float) -> None:
+        """Show a logged step."""
+        if self._bar is not None:
+            self._bar.update(self._task, figures=figures(row))
+        elif self._shown:
+            self.say(f"step {row['step']}/{self._total_steps}  {figures(row)}  {format_seconds(seconds_left)} left")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if not self._shown:
+            return
+        if self._bar is not None:
+            self._console.print(text)
+        else:
+            print(text, flush=True)
+
+
+def figures(row: Mapping[str, Any]) -> str:
+    """Return the figures of a metrics row that a person watches."""
+    parts = [
+        f"loss {row['loss']:.4f}",
+        f"lr {row['learning_rate']:.2e}",
+        f"{format_count(row['tokens_per_second'])} tokens/s",
+        f"MFU {row['mfu']:.0%}",
+        format_bytes(row["allocated_bytes_peak"] or row["host_bytes_peak"]),
+    ]
+    if row["skipped"]:
+        parts.append(f"{row['skipped']} skipped")
+    return "  ".join(parts)
+
+
+def is_quiet() -> bool:
+    """Tell whether standard output is closed, so that nobody can look."""
+    return sys.stdout is None or sys.stdout.closed

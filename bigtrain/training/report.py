@@ -1,0 +1,203 @@
+"""A run as one page, report.html: figures, curves, memory, the model, the recipe. It needs no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from bigtrain.models.shape import parameter_table
+from bigtrain.training.axis import finite
+from bigtrain.training.chart import Chart, Line, Point, chart_data, draw, thin
+from bigtrain.training.metrics import read_metrics
+from bigtrain.training.summary import Figure, Row, evaluation_rows, figures, skipped_steps, step_rows
+from bigtrain.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from bigtrain.planner.plan import Plan
+
+REPORT_FILE = "report.html"
+
+SMOOTHED_SHARE = 40
+"""The smoothed loss is a mean over this part of the run: 1/40 of its rows."""
+
+MEMORY_LINES = {
+    "host_bytes_peak": ("host, resident", "second"),
+    "reserved_bytes_peak": ("device, reserved", "faint"),
+    "allocated_bytes_peak": ("device, allocated", "main"),
+}
+PART_NAMES = {"embeddings": "embeddings", "block": "block", "final_norm": "final norm", "head": "head"}
+
+
+def write_report(run_dir: Path, plan: Plan) -> Path:
+    """Write a run's report.html from its metrics.jsonl, its plan and, if it is there, its env.json; return its path."""
+    path, env_file = run_dir / REPORT_FILE, run_dir / "env.json"
+    environment = env_file.read_text(encoding="utf-8") if env_file.is_file() else None
+    path.write_text(page(read_metrics(run_dir), plan, environment), encoding="utf-8")
+    return path
+
+
+def page(rows: Sequence[Row], plan: Plan, environment: str | None) -> str:
+    """Return the page of a run; `environment` is shown as it is, None leaves it out."""
+    shown = list(charts(rows, plan))
+    template = resources.files("bigtrain.training").joinpath("report_page.html").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        name=escape(plan.recipe.name),
+        subtitle=escape(_subtitle(plan)),
+        notices="".join(f'<p class="notice">{escape(text)}</p>' for text in _notices(rows)),
+        figures="\n".join(map(_figure, figures(rows, plan))),
+        charts="\n".join(map(_chart, shown)),
+        shape=_table(_shape_cells(plan)),
+        parameters=_table(_parameter_cells(plan), header=("part", "parameters each", "times", "parameters", "share")),
+        details=_details("Recipe, as planned", plan.to_yaml()) + _details("Environment", environment),
+        data=json_in_html({chart.key: chart_data(chart) for chart in shown}),
+    )
+
+
+def charts(rows: Sequence[Row], plan: Plan) -> Iterator[Chart]:
+    """Yield the charts of a run, those for which something was logged."""
+    steps = step_rows(rows)
+    loss = _loss_chart(steps, evaluation_rows(rows))
+    drawn = [
+        loss,
+        Chart("learning-rate", "Learning rate", _lines(steps, "learning_rate"), "scientific", zero_based=True),
+        Chart("speed", "Tokens per second", _lines(steps, "tokens_per_second"), "count", zero_based=True),
+        Chart("gradient", "Gradient norm, before clipping", _lines(steps, "grad_norm"), spiky=True),
+        _memory_chart(steps, plan),
+    ]
+    yield from (chart for chart in drawn if chart.lines)
+
+
+def smooth(points: Sequence[Point]) -> list[Point]:
+    """Return points whose values are means over a window around each, narrower at the start, where losses fall fast.
+
+    The window is a part of the run, `SMOOTHED_SHARE`. Values that are not finite are left out.
+    """
+    half = len(points) // SMOOTHED_SHARE
+    smoothed: list[Point] = []
+    wanted = {step for step, _ in thin(points)}
+    for place, (step, _) in enumerate(points):
+        if step not in wanted:
+            continue
+        reach = min(half, place)
+        window = points[place - reach : place + reach + 1]
+        near = [number for _, value in window if (number := finite(value)) is not None]
+        if near:
+            smoothed.append((step, sum(near) / len(near)))
+    return smoothed
+
+
+def json_in_html(data: object) -> str:
+    """Return JSON that can stand in a script element: no text in it can end the element or begin another."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _points(rows: Sequence[Row], key: str) -> list[Point]:
+    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+
+
+def _lines(rows: Sequence[Row], key: str, name: str | None = None, style: str = "main") -> list[Line]:
+    points = thin(_points(rows, key))
+    return [Line(name or key.replace("_", " "), points, style)] if points else []
+
+
+def _loss_chart(steps: Sequence[Row], evaluations: Sequence[Row]) -> Chart:
+    points = _points(steps, "loss")
+    lines = _lines(steps, "loss", "training")
+    if len(points) >= SMOOTHED_SHARE:
+        lines = [*_lines(steps, "loss", "training", "faint"), Line("training, smoothed", smooth(points))]
+    checked = thin(_points(evaluations, "eval_loss"))
+    if checked:
+        lines.append(Line("evaluation", checked, "second", dotted=True))
+    unigram = finite(evaluations[-1].get("eval_unigram_loss")) if evaluations else None
+    levels = {} if unigram is None else {f"token frequencies alone: {unigram:.3f}": unigram}
+    return Chart("loss", "Loss, in nats per token", lines, levels=levels, spiky=True, width=1088, height=340)
+
+
+def _memory_chart(steps: Sequence[Row], plan: Plan) -> Chart:
+    lines = [line for key, (name, style) in MEMORY_LINES.items() for line in _lines(steps, key, name, style)]
+    return Chart("memory", "Peak memory", lines, "bytes", bar=plan.state_bytes, zero_based=True)
+
+
+def _subtitle(plan: Plan) -> str:
+    model, recipe = plan.model, plan.recipe
+    return (
+        f"{model.family}, {model.num_hidden_layers} layers x {model.hidden_size}, "
+        f"{format_count(plan.parameters)} parameters; "
+        f"{recipe.train.global_batch_size} rows x {recipe.data.sequence_length} tokens a step; "
+        f"{recipe.optimizer.name}, {recipe.amp.precision}; {plan.hardware.name}"
+    )
+
+
+def _notices(rows: Sequence[Row]) -> Iterator[str]:
+    steps = step_rows(rows)
+    if not steps:
+        yield "No step has been logged."
+    elif skipped := skipped_steps(steps):
+        yield f"{skipped} steps were skipped: their loss or gradient was not finite. They are marked in red."
+
+
+def _figure(figure: Figure) -> str:
+    return (
+        f'<div class="figure"><h3>{escape(figure.name)}</h3>'
+        f'<p><data value="{escape(str(figure.value))}">{escape(figure.text)}</data></p>'
+        f"<small>{escape(figure.note)}</small></div>"
+    )
+
+
+def _chart(chart: Chart) -> str:
+    styles = [(line.style, line.name) for line in chart.lines] if len(chart.lines) > 1 or chart.bar else []
+    causes = [
+        (f"cause-{index}", f"{cause.replace('_', ' ')} {format_bytes(size)}")
+        for index, (cause, size) in enumerate(chart.bar.items())
+    ]
+    legend = "".join(f'<span><i class="{style}"></i>{escape(name)}</span>' for style, name in styles + causes)
+    return (
+        f'<figure id="{chart.key}" class="{"wide" if chart.width > 600 else "half"}"><figcaption>'
+        f'<h2 id="{chart.key}-title">{escape(chart.title)}</h2>{legend}</figcaption>'
+        f'<div class="plot">{draw(chart)}</div></figure>'
+    )
+
+
+def _shape_cells(plan: Plan) -> list[tuple[str, ...]]:
+    model = plan.model
+    cells = {
+        "family": model.family,
+        "vocabulary": f"{model.vocab_size:,} ({model.padded_vocab_size:,} stored)",
+        "layers": f"{model.num_hidden_layers}",
+        "width": f"{model.hidden_size:,}",
+        "attention heads": f"{model.num_attention_heads} x {model.head_dim}",
+        "key and value heads": f"{model.num_key_value_heads}",
+        "MLP width": f"{model.intermediate_size:,}",
+        "positions": f"{model.max_position_embeddings:,}",
+        "head shares the embedding": "yes" if model.tie_word_embeddings else "no",
+        "FLOPs per token": f"{format_count(plan.flops_per_token)}, forward and backward",
+    }
+    return list(cells.items())
+
+
+def _parameter_cells(plan: Plan) -> list[tuple[str, ...]]:
+    cells = []
+    for part, each in parameter_table(plan.model).items():
+        times = plan.model.num_hidden_layers if part == "block" else 1
+        share = each * times / plan.parameters
+        cells.append((PART_NAMES[part], f"{each:,}", f"{times}", f"{each * times:,}", f"{share:.1%}"))
+    return [*cells, ("all", "", "", f"{plan.parameters:,}", "100%")]
+
+
+def _table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(text)}</td>" for text in others)}</tr>\n'
+        for first, *others in rows
+    )
+    return f"<table>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>\n{body}</tbody></table>"
+
+
+def _details(title: str, text: str | None) -> str:
+    return "" if text is None else f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>\n"

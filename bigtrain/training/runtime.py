@@ -1,0 +1,83 @@
+"""What surrounds a training loop in its process: the device, signals, seeds, resident memory."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+
+from bigtrain.errors import Fault, RecipeError
+from bigtrain.planner.plan import Plan
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What asks a run to save and stop; SIGUSR1 is what Slurm sends before the time limit."""
+
+
+@dataclass
+class Runtime:
+    """The process's device, and whether a signal has asked it to stop."""
+
+    device: torch.device
+    stop_signal: signal.Signals | None = None
+
+    def request_stop(self, number: int, _frame: FrameType | None) -> None:
+        """Note the signal; a second one ends the process at once."""
+        if self.stop_signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.stop_signal = signal.Signals(number)
+
+
+@contextmanager
+def runtime(plan: Plan) -> Iterator[Runtime]:
+    """Set a process up for training as a plan says, and restore its signal handlers afterwards.
+
+    Raises RecipeError if the plan is for CUDA and this torch has none.
+    """
+    recipe = plan.recipe
+    if plan.hardware.kind == "cuda" and not torch.cuda.is_available():
+        text = f"'cuda': torch {torch.__version__} sees no CUDA device; install a CUDA build of torch, or use cpu"
+        raise RecipeError(Fault(recipe.origin("train.device"), "train.device", text))
+    here = Runtime(torch.device(plan.hardware.kind))
+    main_thread = _is_main_thread()
+    handlers = {number: signal.signal(number, here.request_stop) for number in STOP_SIGNALS} if main_thread else {}
+    gc.collect()
+    gc.freeze()
+    try:
+        yield here
+    finally:
+        gc.unfreeze()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed torch for one step, so that dropout is a pure function of (seed, step, rank) and resuming needs no RNG state."""
+    text = f"{seed}/{step}/{rank}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1)
+
+
+def host_bytes_peak() -> int:
+    """Return the most memory that this process has had resident."""
+    try:
+        with open("/proc/self/status") as status:  # noqa: PTH123 - read each log step; a Path adds nothing
+            line = next(line for line in status if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,97 @@
+"""Tensors in files: the safetensors format, both ways, with digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bigtrain.checkpoint import tensors
+from bigtrain.errors import CheckpointError
+
+CONTENT = {
+    "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "b": torch.tensor(7.5, dtype=torch.float64),
+    "c": torch.randn(5, 2).to(torch.bfloat16),
+    "empty": torch.zeros(0, 3),
+    "d": torch.tensor([1, -2, 3], dtype=torch.int64),
+    "e": torch.tensor([True, False]),
+}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[k], other[k]) and one[k].dtype == other[k].dtype for k in one
+    )
+
+
+def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
+    tensors.write_tensors(tmp_path / "x", CONTENT)
+    assert same(load_file(tmp_path / "x"), CONTENT)
+
+
+def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
+    save_file(CONTENT, tmp_path / "x", metadata={"format": "pt"})
+    assert same(dict(tensors.read_tensors(tmp_path / "x")), CONTENT)
+
+
+def test_a_tensor_that_is_not_contiguous(tmp_path: Path) -> None:
+    tensors.write_tensors(tmp_path / "x", {"t": CONTENT["a.weight"].T})
+    assert torch.equal(dict(tensors.read_tensors(tmp_path / "x"))["t"], CONTENT["a.weight"].T)
+
+
+def test_no_tensor_at_all(tmp_path: Path) -> None:
+    tensors.write_tensors(tmp_path / "x", {})
+    assert dict(tensors.read_tensors(tmp_path / "x")) == {}
+
+
+def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
+    written = tensors.write_tensors(tmp_path / "x", CONTENT)
+    raw = (tmp_path / "x").read_bytes()
+    assert written == tensors.digest(tmp_path / "x")
+    assert written == (len(raw), zlib.crc32(raw), hashlib.sha256(raw).hexdigest())
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    tensors.write_bytes(tmp_path / "x", b"first")
+    with pytest.raises(FileExistsError):
+        tensors.write_bytes(tmp_path / "x", b"second")
+    assert (tmp_path / "x").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 40, -1])
+def test_a_cut_file_is_refused(tmp_path: Path, kept: int) -> None:
+    tensors.write_tensors(tmp_path / "x", CONTENT)
+    raw = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(raw[:kept])
+    with pytest.raises(CheckpointError, match="damaged"):
+        dict(tensors.read_tensors(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
+        {"dtype": "XX", "shape": [2], "data_offsets": [0, 8]},
+        {"shape": [2]},
+        "text",
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, entry: object) -> None:
+    header = json.dumps({"t": entry}).encode()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match="damaged"):
+        dict(tensors.read_tensors(tmp_path / "x"))
+
+
+def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match="a header of"):
+        tensors.read_header(tmp_path / "x")

@@ -1,0 +1,116 @@
+"""Planning, the launcher and the command line import neither torch nor the data libraries.
+
+The import contracts in pyproject.toml do not see what a package's `__init__` brings along; importing does.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bigtrain
+
+PACKAGE = Path(bigtrain.__file__).parent
+HEAVY = ("torch", "datasets", "tokenizers", "transformers", "accelerate", "deepspeed", "pyarrow", "tensorboard")
+LEAN = (
+    "__init__.py",
+    "*/__init__.py",
+    "*/cost.py",
+    "batch.py",
+    "cli.py",
+    "config/*.py",
+    "errors.py",
+    "launcher.py",
+    "memory/allocator.py",
+    "memory/predict.py",
+    "memory/report.py",
+    "models/shape.py",
+    "planner/*.py",
+    "units.py",
+)
+"""Files that must be importable without the heavy libraries, as patterns below bigtrain/."""
+
+IMPORT_EACH = """
+import importlib, json, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in refused:
+            raise ModuleNotFoundError(f"{name} is imported", name=name)
+
+refused, modules = json.loads(sys.argv[1])
+sys.meta_path.insert(0, Refuse())
+faults = {}
+for module in modules:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        faults[module] = str(error)
+print(json.dumps(faults))
+"""
+
+RUN_COMMAND = """
+import json, sys
+from bigtrain.cli import main
+
+code = 0
+try:
+    main()
+except SystemExit as stop:
+    code = stop.code or 0
+print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+def module_name(path: Path) -> str:
+    parts = ("bigtrain", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def lean_modules() -> list[str]:
+    return sorted({module_name(path) for pattern in LEAN for path in PACKAGE.glob(pattern)})
+
+
+def run_python(code: str, *arguments: str) -> str:
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def import_faults() -> dict[str, str]:
+    """What went wrong when one process without the heavy libraries imported every lean module."""
+    faults: dict[str, str] = json.loads(run_python(IMPORT_EACH, json.dumps([HEAVY, lean_modules()])))
+    return faults
+
+
+@pytest.mark.parametrize("module", lean_modules())
+def test_imports_without_heavy_libraries(module: str, import_faults: dict[str, str]) -> None:
+    assert module not in import_faults, import_faults.get(module)
+
+
+@pytest.mark.parametrize("library", HEAVY)
+def test_refusal_is_noticed(library: str) -> None:
+    faults = json.loads(run_python(IMPORT_EACH, json.dumps([[library], [library, f"{library}.inside", "json"]])))
+    assert set(faults) == {library, f"{library}.inside"}
+
+
+@pytest.mark.parametrize("pattern", LEAN)
+def test_pattern_names_files(pattern: str) -> None:
+    """A renamed file must not drop out of the list unseen."""
+    folder = PACKAGE / Path(pattern).parent
+    assert list(PACKAGE.glob(pattern)) or not ("*" in folder.name or folder.is_dir()), f"{pattern} matches no file"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["plan", "--help"]], ids=" ".join)
+def test_command_stays_lean(arguments: list[str]) -> None:
+    code, loaded = json.loads(run_python(RUN_COMMAND, *arguments).splitlines()[-1])
+    assert code == 0
+    assert not set(HEAVY) & set(loaded)
+    assert "numpy" not in loaded

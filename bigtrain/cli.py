@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
 from bigtrain.errors import BigtrainError
@@ -23,6 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+UsageFault = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What wrong arguments raise; newer versions of Typer bring their own copy of click, so its name has no fixed home."""
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -170,9 +172,9 @@ def main() -> None:
         code = app(standalone_mode=False)
     except BigtrainError as error:
         code = error.report()
-    except click.exceptions.Abort:
+    except typer.Abort:
         code = 130
-    except click.ClickException as error:
+    except UsageFault as error:
         print(f"error: command line: {error.format_message()}; see bigtrain --help", file=sys.stderr)
         code = 2
     sys.exit(code)

@@ -1,17 +1,18 @@
 """What can go wrong, as types, and the one-line form in which users read it.
 
-    BigtrainError
-      InputError          the user's input is wrong: exit 2, one line for each fault
-        RecipeError         the recipe or an override
-        DataError           a corpus, a tokenizer, a shard
-        CheckpointError     a checkpoint that is absent, damaged or of another model
-          ResumeError         a run folder of another recipe
-      DoesNotFit          over the memory budget: exit 3
-      Interrupted         stopped by a signal after a checkpoint: exit 75
+BigtrainError
+  InputError          the user's input is wrong: exit 2, one line for each fault
+    RecipeError         the recipe or an override
+    DataError           a corpus, a tokenizer, a shard
+    CheckpointError     a checkpoint that is absent, damaged or of another model
+      ResumeError         a run folder of another recipe
+  DoesNotFit          over the memory budget: exit 3
+  Interrupted         stopped by a signal after a checkpoint: exit 75
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import NamedTuple
@@ -97,14 +98,15 @@ def nearest_word(word: str, known: Iterable[str], *, likeness: float = 0.6) -> s
     wanted = _fold(word)
     scores = []
     for name in known:
-        edits, ratio = edit_distance(wanted, _fold(name)), SequenceMatcher(None, wanted, _fold(name)).ratio()
+        folded = _fold(name)
+        edits, ratio = edit_distance(wanted, folded), SequenceMatcher(None, wanted, folded).ratio()
         if (edits <= 1 and len(wanted) > 2) or ratio >= likeness:
             scores.append((edits, -ratio, name))
     return min(scores)[2] if scores else None
 
 
 def edit_distance(left: str, right: str) -> int:
-    """Return how many letters must be put in, left out, replaced or swapped with their neighbour to get right from left.
+    """Count the letters to put in, leave out, replace or swap with their neighbour on the way from left to right.
 
     Optimal string alignment: Boytsov, "Indexing methods for approximate dictionary searching", 2011, section 2.2.1.
     """

@@ -12,7 +12,8 @@ BYTE_UNITS = {
 }  # fmt: skip
 COUNT_UNITS = {"": 1, "K": 10**3, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 TIME_UNITS = {
-    "ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "min": Decimal(60), "h": Decimal(3600), "d": Decimal(86400),
+    "ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60),
+    "min": Decimal(60), "h": Decimal(3600), "d": Decimal(86400),
 }  # fmt: skip
 
 LONGEST_QUANTITY = 40

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -58,3 +59,34 @@ def torch_seed() -> Iterator[int]:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         yield SEED
+
+
+@pytest.fixture(scope="session")
+def corpus_file() -> Path:
+    """Return a file of 600 short documents that have something to learn: each word decides the next."""
+    words = ["red", "green", "blue", "stone", "river", "tree", "bird", "sings", "falls", "grows", "slowly", "again"]
+    path = Path(os.environ["BIGTRAIN_CACHE"]).parent / "tiny.jsonl"
+    if not path.is_file():
+        texts = [" ".join(words[(n * 5 + k * (n % 3 + 1)) % 12] for k in range(6 + n % 17)) for n in range(600)]
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        aside.replace(path)
+    return path
+
+
+@pytest.fixture
+def tiny_recipes(tmp_path: Path, corpus_file: Path) -> dict[str, Path]:
+    """Return recipe files of a BERT and a GPT that take milliseconds a step."""
+    recipes = {}
+    for family, objective in (("bert", "mlm"), ("gpt", "clm")):
+        recipes[family] = tmp_path / f"tiny_{family}.yaml"
+        recipes[family].write_text(
+            f"model: {{family: {family}, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}}\n"
+            f"data: {{source: {corpus_file}, vocab_size: {120 if family == 'bert' else 300}, sequence_length: 32, validation_fraction: 0.1}}\n"
+            f"train: {{objective: {objective}, global_batch_size: 8, micro_batch_size: 4, steps: 12, eval_every: 6,\n"
+            f"        dropout: 0.1, device: cpu}}\n"
+            f"optimizer: {{learning_rate: 1e-2, warmup_steps: 10%}}\n"
+            f"checkpoint: {{every_steps: 5}}\n"
+            f"logging: {{every_steps: 1, trackers: []}}\n"
+        )
+    return recipes

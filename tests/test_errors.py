@@ -39,6 +39,11 @@ def test_wrong_input_is_a_value_error_with_exit_code_2(kind):
     assert kind("text").exit_code == 2
 
 
+def test_report_prints_a_line_a_fault(capsys):
+    assert RecipeError(Fault("a.yaml:1", "seed", "wrong"), "and this").report() == 2
+    assert capsys.readouterr() == ("", "error: a.yaml:1: seed: wrong\nerror: and this\n")
+
+
 def test_other_exit_codes():
     assert (errors.BigtrainError.exit_code, DoesNotFit.exit_code, Interrupted.exit_code) == (1, 3, 75)
 

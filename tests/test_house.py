@@ -20,13 +20,19 @@ LONGEST_FUNCTION = 60
 LONGEST_FILE = 300
 UNMIRRORED = {"__init__.py", "__main__.py"}
 """File names without a test file of their own: what they hold is tested through what they export or start."""
+PLAIN_EXCEPTIONS = {"bigtrain/data/tokenizer.py"}
+"""Files that translate the errors of a library which raises `Exception` itself."""
 ONE_FILE_LIBRARIES = ("accelerate", "apex", "deepspeed", "transformers")
 
 # Written in halves, so that this file does not hold what it looks for.
 FORBIDDEN = {
-    "unfinished work": "TO" + "DO|FIX" + "ME|NotImplemented" + "Error",
+    "unfinished work": "TO" + "DO|FIX" + r"ME|\bNotImplemented" + "Error",
     "a path of one machine": r"(?<![\w.~-])/(?:wo" + r"rk|fa" + r"rm|ro" + r"ot|tmp/br" + r"ief)/|\.\./sha" + "red",
-    "a package index": "py" + r"pi\.org|python" + r"hosted\.org|download\.py" + r"torch\.org|--(?:extra-)?index" + "-url",
+    "a package index": "py"
+    + r"pi\.org|python"
+    + r"hosted\.org|download\.py"
+    + r"torch\.org|--(?:extra-)?index"
+    + "-url",
     "a folder of packages": "--find" + "-links|file:" + "///",
 }
 
@@ -111,8 +117,9 @@ def test_file_is_short(path: Path) -> None:
 def test_catches_what_it_knows(path: Path) -> None:
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.ExceptHandler):
-            assert "Exception" not in caught(node), f"line {node.lineno} catches Exception"
-            assert "BaseException" not in caught(node) or passes_on(node), f"line {node.lineno} swallows everything"
+            broad = caught(node) & {"Exception", "BaseException"}
+            assert "Exception" not in broad or name(path) in PLAIN_EXCEPTIONS, f"line {node.lineno} catches Exception"
+            assert not broad or passes_on(node), f"line {node.lineno} swallows everything"
 
 
 @each_module

@@ -11,7 +11,14 @@ from bigtrain import units
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("16GiB", 2**34), ("80GB", 80 * 10**9), ("1.5 GB", 1_500_000_000), ("0B", 0), ("512 MiB", 2**29), ("1_000B", 1000)],
+    [
+        ("16GiB", 2**34),
+        ("80GB", 80 * 10**9),
+        ("1.5 GB", 1_500_000_000),
+        ("0B", 0),
+        ("512 MiB", 2**29),
+        ("1_000B", 1000),
+    ],
 )
 def test_parse_bytes(text, size):
     assert units.parse_bytes(text) == size
@@ -24,7 +31,15 @@ def test_bytes_need_a_unit_and_the_message_shows_one():
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("500", 500), ("1_000", 1000), ("500K", 500_000), ("2.3M", 2_300_000), ("1.1K", 1100), ("32B", 32 * 10**9), ("1T", 10**12)],
+    [
+        ("500", 500),
+        ("1_000", 1000),
+        ("500K", 500_000),
+        ("2.3M", 2_300_000),
+        ("1.1K", 1100),
+        ("32B", 32 * 10**9),
+        ("1T", 10**12),
+    ],
 )
 def test_parse_count(text, count):
     assert units.parse_count(text) == count
@@ -36,7 +51,10 @@ def test_not_a_count(text):
         units.parse_count(text)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("60s", 60.0), ("5min", 300.0), ("2m", 120.0), ("500ms", 0.5), ("1.5h", 5400.0), ("1d", 86400.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("60s", 60.0), ("5min", 300.0), ("2m", 120.0), ("500ms", 0.5), ("1.5h", 5400.0), ("1d", 86400.0)],
+)
 def test_parse_seconds(text, seconds):
     assert units.parse_seconds(text) == seconds
 
@@ -73,12 +91,16 @@ def test_exact_texts_are_short():
     assert (units.exact_seconds(60.0), units.exact_seconds(0.5), units.exact_seconds(100.0)) == ("60s", "0.5s", "100s")
 
 
-@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (2**34, "16.00 GiB"), (2**41, "2.00 TiB")])
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (2**34, "16.00 GiB"), (2**41, "2.00 TiB")]
+)
 def test_format_bytes(size, text):
     assert units.format_bytes(size) == text
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0"), (999, "999"), (12_300, "12.3K"), (335_000_000, "335M"), (1.5e9, "1.5B"), (2e12, "2T")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (999, "999"), (12_300, "12.3K"), (335_000_000, "335M"), (1.5e9, "1.5B"), (2e12, "2T")]
+)
 def test_format_count(count, text):
     assert units.format_count(count) == text
 

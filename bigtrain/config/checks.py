@@ -25,7 +25,7 @@ def recipe_faults(recipe: Recipe) -> list[Fault]:
 
 
 def world_sizes(recipe: Recipe) -> list[int]:
-    """Return the least and the most ranks that the recipe names, one number where they are equal, none if it is open."""
+    """Return the numbers of ranks that the recipe names: none if it is open, two for `least:most`, else one."""
     devices, nodes = recipe.cluster.devices_per_node, recipe.cluster.nodes
     if devices == "auto":
         if recipe.train.device != "cpu":

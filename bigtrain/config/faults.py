@@ -58,7 +58,8 @@ def _text(key: str, details: Iterable[ErrorDetails], value: object) -> str:
     first, *_ = details
     if first["type"] == "extra_forbidden":
         section, _, name = key.rpartition(".")
-        return f"unknown key; write {name!r} below {section!r}" if key in schema_keys() else f"unknown key{suggestion(key)}"
+        known = key in schema_keys()
+        return f"unknown key; write {name!r} below {section!r}" if known else f"unknown key{suggestion(key)}"
     if key in sections():
         return _section_text(key, first["type"] == "missing", value)
     if first["type"] == "missing":
@@ -76,10 +77,10 @@ def _section_text(section: str, missing: bool, value: object) -> str:
 def _wrong_value(key: str, details: Iterable[ErrorDetails], value: object) -> str:
     if too_large := next((d for d in details if d["type"] == "less_than_equal"), None):
         return f"{show(key, value)} is too large; at most {too_large['ctx']['le']}"
-    if explained := next((d["ctx"]["error"] for d in details if d["type"] == "value_error"), None):
-        # A text such as 'eight' is no quantity at all: there the sentence about what the key takes says more.
-        if not isinstance(value, str) or value[:1].isdigit():
-            return str(explained)
+    explained = next((d["ctx"]["error"] for d in details if d["type"] == "value_error"), None)
+    # A text such as 'eight' is no quantity at all: there the sentence about what the key takes says more.
+    if explained and (not isinstance(value, str) or value[:1].isdigit()):
+        return str(explained)
     return f"{show(key, value)} is not {expects(key)}{_hint(key, value)}"
 
 

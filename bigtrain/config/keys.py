@@ -20,8 +20,11 @@ LONGEST_SHOWN = 60
 @cache
 def sections() -> dict[str, type[Section]]:
     """Return the sections of a recipe in their order."""
-    fields = Recipe.model_fields.items()
-    return {name: field.annotation for name, field in fields if _is_section(field.annotation)}
+    found: dict[str, type[Section]] = {}
+    for name, field in Recipe.model_fields.items():
+        if isinstance(kind := field.annotation, type) and issubclass(kind, Section):
+            found[name] = kind
+    return found
 
 
 @cache
@@ -89,10 +92,6 @@ def _unit(key: str) -> Any:
         if next(item.text for item in get_args(kind) if isinstance(item, Expects)) in expects(key):
             return write
     return None
-
-
-def _is_section(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -57,11 +57,13 @@ def _validated(written: Document, name: str) -> Recipe | None:
     values: Any = written.value
     # A section of comments alone reads as null.
     values = {key: {} if value is None and key in sections() else value for key, value in values.items()}
+    values = {"name": name, **values}
     try:
-        return Recipe.model_validate({"name": name, **values})
+        return Recipe.model_validate(values)
     except ValidationError as error:
         told = {fault.key for fault in written.faults}
-        written.faults += [fault for fault in schema_faults(error, values, written.origins) if fault.key not in told]
+        found = schema_faults(error, values, written.origins)
+        written.faults += [fault for fault in found if fault.key not in told]
         return None
 
 
@@ -69,35 +71,42 @@ def _document(content: bytes, where: str) -> Document:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        fault = Fault(where, "", f"not UTF-8 at byte {error.start} (0x{content[error.start]:02x}); save the file as UTF-8")
-        return Document({}, faults=[fault], broken=True)
+        wrong = f"not UTF-8 at byte {error.start} (0x{content[error.start]:02x}); save the file as UTF-8"
+        return Document({}, faults=[Fault(where, "", wrong)], broken=True)
     written = read_yaml(text, partial("{}:{}".format, where))
     written.origins[""] = where
     if not isinstance(written.value, dict):
         if not written.faults:
-            fault = "the file is empty" if written.value is None else "a recipe is a mapping of sections such as 'model:'"
-            written.faults.append(Fault(where, "", fault))
+            empty = written.value is None
+            wrong = "the file is empty" if empty else "a recipe is a mapping of sections such as 'model:'"
+            written.faults.append(Fault(where, "", wrong))
         written.value, written.broken = {}, True
     return written
 
 
 def _existing(path: str | PathLike[str]) -> Path:
     file = Path(path)
-    recipes = shipped_recipes()
     try:
-        if file.is_dir():
-            raise RecipeError(Fault(_printable(file), "", "is a folder; name a recipe file in it"))
-        if file.exists():
-            return file
-    except (OSError, ValueError) as error:
-        raise RecipeError(Fault(_printable(file), "", f"cannot be read: {error}")) from error
+        folder, there = file.is_dir(), file.exists()
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte in it
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(Fault(_printable(file), "", f"cannot be read: {reason}")) from error
+    if folder:
+        raise RecipeError(Fault(_printable(file), "", "is a folder; name a recipe file in it"))
+    if there:
+        return file
+    recipes = shipped_recipes()
     if str(path) in recipes:
         return recipes[str(path)]
-    siblings = [str(sibling) for sibling in sorted(file.parent.glob("*.yaml"))]
-    nearest = nearest_word(file.stem, [*recipes, *(Path(sibling).stem for sibling in siblings)])
-    meant = next((sibling for sibling in siblings if Path(sibling).stem == nearest), nearest)
-    hint = f"; did you mean {meant!r}?" if meant else f"; the shipped recipes are {', '.join(recipes)}"
-    raise RecipeError(Fault(_printable(file), "", f"no such file{hint}"))
+    raise RecipeError(Fault(_printable(file), "", f"no such file{_meant(file, recipes)}"))
+
+
+def _meant(file: Path, recipes: Mapping[str, Path]) -> str:
+    siblings = {sibling.stem: str(sibling) for sibling in sorted(file.parent.glob("*.yaml"))}
+    nearest = nearest_word(file.stem, [*siblings, *recipes])
+    if nearest is None:
+        return f"; the shipped recipes are {', '.join(recipes)}"
+    return f"; did you mean {siblings.get(nearest, nearest)!r}?"
 
 
 def _content(file: Path) -> bytes:

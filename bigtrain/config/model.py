@@ -45,7 +45,7 @@ class ModelConfig:
 
 
 def resolve_model(section: ModelSection, *, vocab_size: int, sequence_length: int) -> ModelConfig:
-    """Return the shape that a recipe's model section stands for: preset first, keys over it, then the family's defaults.
+    """Return the shape that a model section stands for: preset first, keys over it, then the family's defaults.
 
     `vocab_size` (the tokenizer's) and `sequence_length` are what `auto` means. The section must have passed the
     recipe's checks: without a preset, hidden_size, num_hidden_layers and num_attention_heads are there.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 
-def _shape(family: str, width: int, layers: int, heads: int, mlp_width: int, positions: int, **more: int) -> dict[str, Any]:
+def _shape(
+    family: str, width: int, layers: int, heads: int, mlp_width: int, positions: int, **more: int
+) -> dict[str, Any]:
     return {
         "family": family,
         "hidden_size": width,

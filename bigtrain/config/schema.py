@@ -44,9 +44,10 @@ RunName = Annotated[
 
 
 class Section(BaseModel):
-    """A part of a recipe: strict types, no unknown keys, immutable, described by its attribute docstrings."""
+    """A part of a recipe: strict types, no unknown keys, immutable."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Built at first use: a section inside the recipe needs no validator of its own, and starting up stays quick.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
 
 class ModelSection(Section):

@@ -36,8 +36,8 @@ def _preset_faults(recipe: Recipe) -> Iterator[Fault]:
         yield fault(recipe, "model.preset", f"unknown preset {preset!r}{hint}")
     elif PRESETS[preset]["family"] != family:
         others = [name for name, keys in PRESETS.items() if keys["family"] == family]
-        text = f"{preset!r} is of the family {PRESETS[preset]['family']!r}, not {family!r}, which has {listed(others, 'and')}"
-        yield fault(recipe, "model.preset", text)
+        text = f"{preset!r} is of the family {PRESETS[preset]['family']!r}, not {family!r}"
+        yield fault(recipe, "model.preset", f"{text}, which has {listed(others, 'and')}")
 
 
 def _missing_shape(recipe: Recipe) -> Iterator[Fault]:
@@ -56,7 +56,8 @@ def _heads(recipe: Recipe, shape: ModelConfig) -> Iterator[Fault]:
         text = f"{heads} heads of {width} are {shape.head_dim} wide, and rotary positions need an even width"
         yield fault(recipe, "model.num_attention_heads", text, "model.hidden_size")
     if shape.family == "llama" and heads % groups:
-        text = f"{groups} does not divide num_attention_heads, {heads}; nearest that do: {nearest_divisors(heads, groups)}"
+        near = nearest_divisors(heads, groups)
+        text = f"{groups} does not divide num_attention_heads, {heads}; nearest that do: {near}"
         yield fault(recipe, "model.num_key_value_heads", text, "model.num_attention_heads")
 
 
@@ -68,20 +69,23 @@ def _llama_only(recipe: Recipe, shape: ModelConfig) -> Iterator[Fault]:
         text = f"{groups}: only the family llama groups heads; leave it out or write {heads}"
         yield fault(recipe, "model.num_key_value_heads", text)
     if recipe.model.rope_theta != ModelSection.model_fields["rope_theta"].default:
-        yield fault(recipe, "model.rope_theta", f"only the family llama has rotary positions; leave it out for {shape.family}")
+        text = f"only the family llama has rotary positions; leave it out for {shape.family}"
+        yield fault(recipe, "model.rope_theta", text)
 
 
 def _positions(recipe: Recipe, shape: ModelConfig) -> Iterator[Fault]:
     length, positions = recipe.data.sequence_length, shape.max_position_embeddings
     if length > positions:
-        text = f"{length} is longer than model.max_position_embeddings, {positions}; shorten the rows or write auto there"
+        text = f"{length} is longer than model.max_position_embeddings, {positions}"
+        text += "; shorten the rows or write auto there"
         yield fault(recipe, "data.sequence_length", text, "model.max_position_embeddings")
 
 
 def _vocabulary(recipe: Recipe, shape: ModelConfig) -> Iterator[Fault]:
     trained = recipe.data.vocab_size
     if recipe.data.tokenizer == "train" and shape.vocab_size < trained:
-        text = f"{shape.vocab_size} is smaller than the tokenizer's data.vocab_size, {trained}; use auto or at least {trained}"
+        text = f"{shape.vocab_size} is smaller than the tokenizer's data.vocab_size, {trained}"
+        text += f"; use auto or at least {trained}"
         yield fault(recipe, "model.vocab_size", text, "data.vocab_size")
 
 

@@ -24,6 +24,17 @@ def recipe_path(name: str) -> Path:
     return recipes[name]
 
 
+def headline(recipe: Path) -> str:
+    """Return what a recipe says of itself: the first line of its header that is not for editors, or an empty text."""
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.lstrip("# ").rstrip()
+        if text and not text.startswith("yaml-language-server:"):
+            return text
+    return ""
+
+
 def _folder() -> Path:
     # A wheel carries the recipes inside the package; in a checkout they stand beside it.
     package = Path(next(iter(bigtrain.__path__)))

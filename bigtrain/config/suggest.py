@@ -38,7 +38,7 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("mlm_probability", "mask_prob", "masked_lm_prob", "mlm_prob"), "train.masking_probability"),
     **dict.fromkeys(("hidden_dropout_prob", "resid_pdrop", "embd_pdrop", "hidden_dropout"), "train.dropout"),
     **dict.fromkeys(("attention_probs_dropout_prob", "attn_pdrop"), "train.attention_dropout"),
-    **dict.fromkeys(("max_norm", "grad_clip", "clip_grad_norm", "gradient_clip_val", "clip_grad"), "train.max_grad_norm"),
+    **dict.fromkeys(("max_norm", "grad_clip", "clip_grad_norm", "clip_grad", "gradient_clip"), "train.max_grad_norm"),
     **dict.fromkeys(("label_smoothing_factor",), "train.label_smoothing"),
     **dict.fromkeys(("torch_compile",), "train.compile"),
     **dict.fromkeys(("resume_from", "checkpoint_path", "pretrained", "init_checkpoint"), "train.init_from"),
@@ -63,13 +63,15 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("logging_steps", "log_interval", "log_every", "log_steps"), "logging.every_steps"),
     **dict.fromkeys(("report_to", "tracker"), "logging.trackers"),
     **dict.fromkeys(("num_nodes", "nnodes"), "cluster.nodes"),
-    **dict.fromkeys(("num_gpus", "nproc_per_node", "gpus_per_node", "num_processes", "gpus"), "cluster.devices_per_node"),
+    **dict.fromkeys(("num_gpus", "nproc_per_node", "gpus_per_node", "gpus"), "cluster.devices_per_node"),
     **dict.fromkeys(("master_addr", "rdzv_endpoint", "main_process_ip"), "cluster.rendezvous"),
     **dict.fromkeys(
         ("gradient_accumulation_steps", "accumulation_steps", "accumulate_grad_batches", "grad_accum_steps"),
         "it follows from train.global_batch_size, train.micro_batch_size and the number of devices",
     ),
-    **dict.fromkeys(("output_dir", "run_dir", "save_dir"), "the run folder is the option --run-dir, or follows from 'name'"),
+    **dict.fromkeys(
+        ("output_dir", "run_dir", "save_dir"), "the run folder is the option --run-dir, or follows from 'name'"
+    ),
 }
 
 _FOLDED = {name.replace("_", ""): target for name, target in ELSEWHERE.items()}

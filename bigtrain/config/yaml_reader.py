@@ -18,7 +18,7 @@ from yaml.reader import ReaderError
 
 from bigtrain.errors import Fault
 
-Value: TypeAlias = "None | bool | int | float | str | list[Value] | dict[str, Value]"
+Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 
 DEEPEST = 32
 """Levels of nesting; a recipe has three, and Python's own stack ends near 1,000."""
@@ -89,8 +89,9 @@ class _Reader:
 
     def events(self, text: str) -> Iterator[Any]:
         try:
-            for event in yaml.parse(text, Loader=yaml.SafeLoader):  # type: ignore[no-untyped-call]
-                self.line = event.start_mark.line + 1
+            for event in yaml.parse(text, Loader=yaml.SafeLoader):
+                if event.start_mark:
+                    self.line = event.start_mark.line + 1
                 yield event
         except ReaderError as error:
             self.line = text.count("\n", 0, error.position) + 1
@@ -152,11 +153,14 @@ class _Reader:
 
     def refuse_indirection(self, event: Any, key: str) -> None:
         if isinstance(event, yaml.AliasEvent):
-            self.fault(key, f"aliases (*{event.anchor}) are not understood; write the value out, or quote it if it is text")
+            self.refuse(key, f"aliases (*{event.anchor})")
         elif event.anchor is not None:
-            self.fault(key, f"anchors (&{event.anchor}) are not understood; leave it out, or quote it if it is text")
+            self.refuse(key, f"anchors (&{event.anchor})")
         if tag := getattr(event, "tag", None):
-            self.fault(key, f"tags ({tag!r}) are not understood; leave it out, or quote it if it is text")
+            self.refuse(key, f"tags ({tag!r})")
+
+    def refuse(self, key: str, what: str) -> None:
+        self.fault(key, f"{what} are not understood; write the value itself, or quote it if it is text")
 
     def fault(self, key: str, text: str) -> None:
         self.document.faults.append(Fault(self.place(self.line), key, text))

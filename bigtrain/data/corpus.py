@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -39,7 +40,7 @@ class SplitCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that is complete. Documents lie one after another; BERT's as [CLS] ... [SEP], others with an end token."""
+    """A complete corpus: documents one after another, BERT's as [CLS] ... [SEP], others with an end token."""
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -82,17 +83,22 @@ class Corpus:
         """Yield the token ids of each document."""
         for shard in self.shards(split):
             starts = (shard.offsets - shard.offsets[0]).tolist()
-            for start, end in zip(starts, starts[1:], strict=False):
+            for start, end in pairwise(starts):
                 yield shard.tokens[start:end]
 
     def verify(self) -> None:
         """Read every file and compare it with its digest; raises DataError that names those that differ."""
-        files = self.manifest["files"].items()
-        _raise(self.folder, [name for name, facts in files if file_digest(self.folder / name) != facts["sha256"]])
+        self._require(lambda path, facts: path.is_file() and file_digest(path) == facts["sha256"])
 
     def check_sizes(self) -> None:
         """Compare the sizes of all files with the manifest; raises DataError that names those that differ."""
-        _raise(self.folder, [name for name, facts in self.manifest["files"].items() if not _whole(self.folder / name, facts)])
+        self._require(lambda path, facts: path.is_file() and path.stat().st_size == facts["bytes"])
+
+    def _require(self, whole: Callable[[Path, Mapping[str, Any]], bool]) -> None:
+        files = ((self.folder / name, facts) for name, facts in self.manifest["files"].items())
+        damaged = [path for path, facts in files if not whole(path, facts)]
+        if damaged:
+            raise DataError(*(_damaged(path) for path in damaged))
 
     def _names(self, split: Split) -> list[str]:
         names = (name.removesuffix(".tokens") for name in self.manifest["files"] if name.endswith(".tokens"))
@@ -131,7 +137,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
-    """Open a recipe's corpus; raises DataError when it is absent or damaged, or its tokenizer does not suit the recipe."""
+    """Open a recipe's corpus; raises DataError where it is absent or damaged, or its tokenizer does not suit."""
     folder = corpus_folder(recipe)
     if not is_prepared(folder):
         text = "the data is not prepared; run: bigtrain prepare RECIPE"
@@ -139,7 +145,7 @@ def open_corpus(recipe: Recipe) -> Corpus:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except ValueError as error:
-        raise _mend(folder, f"{folder / MANIFEST}", "is damaged") from error
+        raise DataError(_damaged(folder / MANIFEST)) from error
     corpus = Corpus(folder, manifest)
     corpus.check_sizes()
     check_tokenizer(recipe, corpus.special_tokens, corpus.vocab_size)
@@ -170,14 +176,6 @@ def expected_vocab_size(recipe: Recipe) -> int | None:
     return vocabulary_size(recipe.data.tokenizer, recipe.origin("data.tokenizer"))
 
 
-def _whole(path: Path, facts: Mapping[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == facts["bytes"]
-
-
-def _raise(folder: Path, names: list[str]) -> None:
-    if names:
-        raise DataError(*(_mend(folder, str(folder / name), "is damaged, truncated or absent").faults[0] for name in names))
-
-
-def _mend(folder: Path, where: str, what: str) -> DataError:
-    return data_error(where, f"this part of the tokenized data {what}; delete the folder {folder} and run again", "data.cache")
+def _damaged(path: Path) -> Fault:
+    text = f"this tokenized data is damaged, truncated or absent; delete the folder {path.parent} and run again"
+    return Fault(str(path), "data.cache", text)

@@ -63,7 +63,7 @@ def cached_tokenizer_file(name: str) -> Path | None:
 
 
 def reachable(seconds: float = PROBE_SECONDS) -> bool:
-    """Return whether the hub answers within this time; name resolution, which has no time limit of its own, included."""
+    """Return whether the hub answers within this time, which also bounds the name resolution."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     answers: list[bool] = []

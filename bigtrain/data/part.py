@@ -62,8 +62,8 @@ class PartWriter:
         """Return how many tokens the part holds."""
         return sum(count.tokens for count in self.counts.values())
 
-    def add(self, texts: Sequence[str], encodings: Sequence[Encoding], frame: Frame, validation_fraction: float) -> None:
-        """Append documents, each put into its frame."""
+    def add(self, texts: Sequence[str], encodings: Sequence[Encoding], frame: Frame, validation_fraction: float) -> int:
+        """Append documents, each put into its frame; return how many tokens they gave."""
         ids: dict[Split, list[int]] = {split: [] for split in SPLITS}
         lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
         sizes = dict.fromkeys(SPLITS, 0)
@@ -81,23 +81,19 @@ class PartWriter:
         self.consumed += len(texts)
         for split in SPLITS:
             self._append(split, ids[split], lengths[split], sizes[split])
+        return sum(map(sum, lengths.values()))
 
     def close(self) -> dict[str, Any]:
         """Bring all to the disk and return the part's facts: `files`, each with bytes and sha256, and `splits`."""
         files = dict(file.close() for file in (*self._tokens.values(), *self._offsets.values()))
         return {"files": files, "splits": {split: count._asdict() for split, count in self.counts.items()}}
 
-    def abandon(self) -> None:
-        """Close the files as they are; the part is not finished."""
-        for file in (*self._tokens.values(), *self._offsets.values()):
-            file.file.close()
-
     def _append(self, split: Split, ids: list[int], lengths: list[int], size: int) -> None:
         counts = self.counts[split]
         ends = np.cumsum(np.array(lengths, np.uint64)) + np.uint64(self._before[split].tokens + counts.tokens)
         self._tokens[split].write(np.array(ids, self._dtype))
         self._offsets[split].write(ends)
-        self.counts[split] = SplitCounts(counts.documents + len(lengths), counts.tokens + len(ids), counts.text_bytes + size)
+        self.counts[split] = _sum(counts, SplitCounts(len(lengths), len(ids), size))
 
 
 def total_counts(parts: Iterable[Mapping[str, Any]]) -> dict[Split, SplitCounts]:
@@ -105,9 +101,12 @@ def total_counts(parts: Iterable[Mapping[str, Any]]) -> dict[Split, SplitCounts]
     totals: dict[Split, SplitCounts] = dict.fromkeys(SPLITS, _EMPTY)
     for part in parts:
         for split in SPLITS:
-            held = SplitCounts(**part["splits"][split])
-            totals[split] = SplitCounts(*(one + other for one, other in zip(totals[split], held, strict=True)))
+            totals[split] = _sum(totals[split], SplitCounts(**part["splits"][split]))
     return totals
+
+
+def _sum(one: SplitCounts, other: SplitCounts) -> SplitCounts:
+    return SplitCounts(*(left + right for left, right in zip(one, other, strict=True)))
 
 
 class _Digested:

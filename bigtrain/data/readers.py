@@ -47,7 +47,7 @@ def read_documents(path: Path, column: str, meter: Meter) -> Iterator[str]:
 
 
 def cut_at_lines(text: str, longest: int = LONGEST_DOCUMENT) -> Iterator[str]:
-    """Yield a text in pieces of at most `longest` characters, cut after a line end where there is one; no blank ones."""
+    """Yield a text in pieces of at most `longest` characters, cut after a line end if there is one; no blank ones."""
     start = 0
     while start < len(text):
         end = start + longest
@@ -126,7 +126,7 @@ def _json_lines(path: Path, texts: Iterable[str], column: str) -> Iterator[str]:
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
             raise data_error(where, f"broken JSON: {error.msg} at column {error.colno}") from None
         except RecursionError:
@@ -146,4 +146,4 @@ def _csv_rows(path: Path, texts: Iterable[str], column: str) -> Iterator[str]:
                 raise data_error(f"{path}:{rows.line_num}", f"the row has no column {column!r}", TEXT_COLUMN)
             yield row[column]
     except csv.Error as error:
-        raise data_error(f"{path}:{rows.line_num}", f"broken CSV: {error}") from None
+        raise data_error(f"{path}:{rows.reader.line_num}", f"broken CSV: {error}") from None

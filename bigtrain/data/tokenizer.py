@@ -70,8 +70,8 @@ def open_tokenizer(path: Path) -> Tokenizer:
     read_tokenizer_json(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        # The library raises this very type for whatever is wrong in the file.
+    except BaseException as error:
+        # The library raises the bare `Exception`, for whatever is wrong in the file; what is more precise is not its.
         if type(error) is not Exception:
             raise
         raise not_a_tokenizer(path) from error

@@ -75,14 +75,17 @@ def attention_path(fused: bool, dtype: torch.dtype, head_dim: int, dropout: floa
     return "varlen" if fused and half and dropout == 0 and head_dim <= 256 and head_dim % 8 == 0 else "per_document"
 
 
-def attend(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, documents: Documents, *, causal: bool, dropout: float) -> Tensor:
+def attend(
+    q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, documents: Documents, *, causal: bool, dropout: float
+) -> Tensor:
     """Attend from each token to its own document; causal: up to itself. Returns (N, H, D).
 
     H must be a multiple of K: neighbouring query heads share keys and values. `dropout` acts on the probabilities.
     """
     if attention_path(documents.fused, q_NHD.dtype, q_NHD.shape[-1], dropout) == "varlen":
         return attend_varlen(q_NHD, k_NKD, v_NKD, documents, causal=causal)
-    return attend_per_document(q_NHD, k_NKD, v_NKD, documents, causal=causal, dropout=dropout)
+    out_NHD: Tensor = attend_per_document(q_NHD, k_NKD, v_NKD, documents, causal=causal, dropout=dropout)
+    return out_NHD
 
 
 def attend_varlen(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, documents: Documents, *, causal: bool) -> Tensor:
@@ -102,15 +105,15 @@ def attend_varlen(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, documents: Docume
     return out_NHD
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend_per_document(
     q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, documents: Documents, *, causal: bool, dropout: float
 ) -> Tensor:
-    """Attend run by run; `split` because its backward is one `cat`, where slices would each fill a row with zeros."""
+    """Attend run by run; split in one call, whose backward is one `cat`: a slice each would each fill a whole row."""
     sizes = [count * length for count, length in documents.runs]
     if not sizes:
         return q_NHD
-    gathered = [tensor.split(sizes) if len(sizes) > 1 else (tensor,) for tensor in (q_NHD, k_NKD, v_NKD)]
+    gathered = [tensor.split_with_sizes(sizes) if len(sizes) > 1 else (tensor,) for tensor in (q_NHD, k_NKD, v_NKD)]
     outs = []
     for (count, length), q, k, v in zip(documents.runs, *gathered, strict=True):
         q_RHLD, k_RKLD, v_RKLD = (part.unflatten(0, (count, length)).transpose(1, 2) for part in (q, k, v))

@@ -44,13 +44,13 @@ class Bert(LanguageModel):
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Return the normalized sum of the embeddings; every token is in segment 0."""
         x_NW = self.tokens(input_ids) + self.positions(position_ids) + self.segments.weight[0]
-        x_NW = self.dropout(self.embedding_norm(x_NW))
-        return x_NW
+        out_NW: Tensor = self.dropout(self.embedding_norm(x_NW))
+        return out_NW
 
     def head(self, hidden_MW: Tensor) -> Tensor:
         """Transform the hidden states of labelled positions."""
-        hidden_MW = self.head_norm(F.gelu(self.head_dense(hidden_MW)))
-        return hidden_MW
+        out_MW: Tensor = self.head_norm(F.gelu(self.head_dense(hidden_MW)))
+        return out_MW
 
     def decoder_weights(self) -> tuple[Tensor, Tensor | None]:
         """Return the vocabulary's matrix (V, W) and its bias (V,), both padded."""

@@ -33,11 +33,11 @@ class Decoder(LanguageModel):
 
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Return the token's embedding, with its position's where positions are learned."""
-        x_NW = self.tokens(input_ids)
+        x_NW: Tensor = self.tokens(input_ids)
         if self.positions is not None:
             x_NW = x_NW + self.positions(position_ids)
-        x_NW = self.dropout(x_NW)
-        return x_NW
+        out_NW: Tensor = self.dropout(x_NW)
+        return out_NW
 
     def rotary(self, position_ids: Tensor) -> Rotary | None:
         """Return the rotary angles of the positions (llama)."""
@@ -47,5 +47,5 @@ class Decoder(LanguageModel):
 
     def finish(self, x_NW: Tensor) -> Tensor:
         """Normalize what the last block leaves."""
-        x_NW = self.final_norm(x_NW)
-        return x_NW
+        out_NW: Tensor = self.final_norm(x_NW)
+        return out_NW

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bigtrain.config.model import NORM_EPS, ModelConfig
@@ -28,7 +28,14 @@ KEYS: dict[Family, dict[str, str]] = {
 }
 """Keys that are spelled otherwise than ours."""
 
-REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 
 FIXED: dict[Family, dict[str, Any]] = {
     "bert": {
@@ -51,39 +58,104 @@ FIXED: dict[Family, dict[str, Any]] = {
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:
-    """Return config.json. Special tokens are null: their ids are the tokenizer's to say."""
+    """Return config.json. The ids of special tokens are null: the tokenizer knows them."""
     family = config.family
     architecture = next(name for name, known in FAMILIES.items() if known == family)
-    names = (*REQUIRED, "intermediate_size", "norm_eps", "initializer_range", "tie_word_embeddings")
-    written = {KEYS[family].get(name, name): getattr(config, name) for name in names}
+    names = (*SIZES, "norm_eps", "initializer_range", "tie_word_embeddings")
+    written = {_key(family, name): getattr(config, name) for name in names}
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    found = {"architectures": [architecture], "model_type": MODEL_TYPES[family], **written, **FIXED[family], **special}
-    if family == "llama":
-        found["num_key_value_heads"] = config.num_key_value_heads
-        found["rope_theta"] = config.rope_theta
-        found["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    return found
+    rotary = {
+        "num_key_value_heads": config.num_key_value_heads,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+    }
+    return {
+        "architectures": [architecture],
+        "model_type": MODEL_TYPES[family],
+        **written,
+        **(rotary if family == "llama" else {}),
+        **FIXED[family],
+        **special,
+    }
 
 
 def config_from_json(config_json: Mapping[str, Any]) -> ModelConfig:
-    """Return the shape that a config.json describes; raises InputError with every fault in it."""
+    """Return the shape that a config.json describes; raises InputError with every fault found in it."""
     family = _family(config_json)
-    faults = list(_unsupported(family, config_json))
-    values = {name: config_json.get(KEYS[family].get(name, name)) for name in REQUIRED}
-    faults += [_fault(KEYS[family].get(name, name), _not_count(value)) for name, value in values.items() if _not_count(value)]
+    keys = {name: config_json[_key(family, name)] for name in _SHAPE if config_json.get(_key(family, name)) is not None}
+    faults = [*_unsupported(family, config_json), *_bad_sizes(family, keys)]
     if faults:
         raise InputError(*faults)
-    width, heads = values["hidden_size"], values["num_attention_heads"]
-    get = _reader(family, config_json)
-    if width % heads or get("head_dim", width // heads) != width // heads:
-        raise InputError(_fault("head_dim", f"{width} / {heads} heads is not {get('head_dim', 'whole')}; not supported"))
-    return ModelConfig(
-        family=family,
-        **values,
-        num_key_value_heads=get("num_key_value_heads", heads) if family == "llama" else heads,
-        intermediate_size=get("intermediate_size", 4 * width),
-        initializer_range=get("initializer_range", 0.02),
-        norm_eps=get("norm_eps", NORM_EPS[family]),
-        rope_theta=_rope(config_json).get("rope_theta", 10000.0) if family == "llama" else 10000.0,
-        tie_word_embeddings=get("tie_word_embeddings", family != "llama"),
-    )
+    defaults = {
+        "num_key_value_heads": keys["num_attention_heads"],
+        "intermediate_size": 4 * keys["hidden_size"],
+        "norm_eps": NORM_EPS[family],
+        "tie_word_embeddings": family != "llama",
+    }
+    config = ModelConfig(family=family, **{**defaults, **keys, **_rotary(family, config_json)})
+    _refuse_heads(config, config_json)
+    return config
+
+
+_SHAPE = (*SIZES, "num_key_value_heads", "norm_eps", "initializer_range", "tie_word_embeddings")
+
+
+def _key(family: Family, name: str) -> str:
+    return KEYS[family].get(name, name)
+
+
+def _fault(key: str, text: str) -> Fault:
+    return Fault("config.json", key, text)
+
+
+def _family(config_json: Mapping[str, Any]) -> Family:
+    names = config_json.get("architectures") or []
+    for name in names:
+        if name in FAMILIES:
+            return FAMILIES[name]
+    found = ", ".join(map(str, names)) or "none given"
+    hint = did_you_mean(str(names[0]), FAMILIES) if names else ""
+    raise InputError(_fault("architectures", f"{found}; supported are {', '.join(FAMILIES)}{hint}"))
+
+
+def _unsupported(family: Family, config_json: Mapping[str, Any]) -> Iterator[Fault]:
+    for key, supported in FIXED[family].items():
+        value = config_json.get(key)
+        if value is not None and value != supported:
+            yield _fault(key, f"{value!r} is not supported, only {supported!r}")
+    for key in ("rope_scaling", "rope_parameters") if family == "llama" else ():
+        rope = config_json.get(key) or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            yield _fault(key, f"rope type {kind!r} is not supported, only 'default'")
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            yield _fault(f"{key}.partial_rotary_factor", f"{rope['partial_rotary_factor']} is not supported, only 1.0")
+
+
+def _bad_sizes(family: Family, keys: Mapping[str, Any]) -> Iterator[Fault]:
+    for name in SIZES:
+        value = keys.get(name)
+        if value is None and name == "intermediate_size" and family == "gpt":
+            continue
+        if not isinstance(value, int) or value < 1:
+            found = "missing" if value is None else f"{value!r}"
+            yield _fault(_key(family, name), f"{found}; a whole number of 1 or more should be there")
+
+
+def _rotary(family: Family, config_json: Mapping[str, Any]) -> dict[str, float]:
+    """Read the base of the rotary frequencies, which transformers 5 moved into `rope_parameters`."""
+    theta = (config_json.get("rope_parameters") or {}).get("rope_theta", config_json.get("rope_theta"))
+    return {"rope_theta": theta} if family == "llama" and theta is not None else {}
+
+
+def _refuse_heads(config: ModelConfig, config_json: Mapping[str, Any]) -> None:
+    width, heads, shared = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    if width % heads:
+        raise InputError(
+            _fault(_key(config.family, "num_attention_heads"), f"{heads} does not divide the width {width}")
+        )
+    if heads % shared:
+        raise InputError(_fault("num_key_value_heads", f"{shared} does not divide num_attention_heads {heads}"))
+    head_dim = config_json.get("head_dim")
+    if head_dim is not None and head_dim != config.head_dim:
+        raise InputError(_fault("head_dim", f"{head_dim} is not supported, only {width} / {heads} = {config.head_dim}"))

@@ -70,10 +70,10 @@ class Attention(nn.Module):
         H, K = self.heads
         qkv_NHD = self.qkv(x_NW).unflatten(-1, (H + 2 * K, self.head_dim))
         if rotary is not None:
-            qk_NHD, v_NKD = qkv_NHD.split([H + K, K], dim=1)
-            q_NHD, k_NKD = rotate(qk_NHD, rotary).split([H, K], dim=1)
+            qk_NHD, v_NKD = qkv_NHD.split_with_sizes([H + K, K], dim=1)
+            q_NHD, k_NKD = rotate(qk_NHD, rotary).split_with_sizes([H, K], dim=1)
         else:
-            q_NHD, k_NKD, v_NKD = qkv_NHD.split([H, K, K], dim=1)
+            q_NHD, k_NKD, v_NKD = qkv_NHD.split_with_sizes([H, K, K], dim=1)
         dropout = self.dropout if self.training else 0.0
         out_NHD = attend(q_NHD, k_NKD, v_NKD, documents, causal=self.causal, dropout=dropout)
         out_NW: Tensor = self.out(out_NHD.flatten(1))
@@ -91,8 +91,8 @@ class MLP(nn.Module):
 
     def forward(self, x_NW: Tensor) -> Tensor:
         """Transform each token: (N, W) to (N, W)."""
-        x_NW = self.down(F.gelu(self.up(x_NW), approximate=self.approximate))
-        return x_NW
+        out_NW: Tensor = self.down(F.gelu(self.up(x_NW), approximate=self.approximate))
+        return out_NW
 
 
 class GatedMLP(nn.Module):
@@ -107,8 +107,8 @@ class GatedMLP(nn.Module):
     def forward(self, x_NW: Tensor) -> Tensor:
         """Transform each token: (N, W) to (N, W)."""
         gate_NI, up_NI = self.gate_up(x_NW).chunk(2, dim=-1)
-        x_NW = self.down(F.silu(gate_NI) * up_NI)
-        return x_NW
+        out_NW: Tensor = self.down(F.silu(gate_NI) * up_NI)
+        return out_NW
 
 
 class Block(nn.Module):

@@ -62,7 +62,7 @@ def score(
     vocab_size: int,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sum of the plain cross-entropy (fp32), how many labels have the highest logit, and how many there are."""
+    """Return the sum of the plain cross-entropy (fp32), how many labels have the highest logit, and their number."""
     chunk = chunk_tokens or loss_chunk_tokens(weight_VW.shape[0], hidden_MW.device.type)
     dtype = _product_dtype(hidden_MW)
     weight_VW, buffer = weight_VW.to(dtype), _buffer(hidden_MW, weight_VW, chunk)
@@ -135,11 +135,13 @@ def _loss_and_gradients(
             grad_bias += logits_CV.sum(0)
     grads = [grad_hidden, grad_weight, grad_bias]
     inputs = (hidden_MW, weight_VW, bias_V)
-    return loss, [grad if grad is None or x is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)]
+    return loss, [
+        grad if grad is None or x is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)
+    ]
 
 
 def _chunks(total: int, longest: int) -> list[slice]:
-    """Cut the positions into the fewest chunks, and these evenly: a short last one would waste a pass over the weight."""
+    """Cut the positions into the fewest chunks, evenly: a short last one would cost a pass over the weight as well."""
     count = -(-total // longest)
     bounds = [total * index // count for index in range(count)] + [total]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
@@ -185,7 +187,7 @@ def _chunk_loss(logits_CV: Tensor, labels_C: Tensor, terms: Terms, scale: float,
 
 
 def _add_product(grad_VW: Tensor, slopes_CV: Tensor, hidden_CW: Tensor, *, first: bool) -> None:
-    """Add slopes.T @ hidden to the gradient, in place and without a copy when the dtypes agree; the first overwrites."""
+    """Add slopes.T @ hidden in place, without a copy when the dtypes agree; the first of the chunks overwrites."""
     if grad_VW.dtype != slopes_CV.dtype:
         grad_VW += slopes_CV.T @ hidden_CW
     elif first:

@@ -39,8 +39,9 @@ class Axis:
         spacing = round_spacing((self.high - self.low) / size / count)
         if self.unit == "step":
             spacing = max(1.0, spacing)
-        first, last = (bound / size / spacing for bound in (self.low, self.high))
-        values = [index * spacing for index in range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)]
+        lowest = math.ceil(self.low / size / spacing - 1e-9)
+        highest = math.floor(self.high / size / spacing + 1e-9)
+        values = [index * spacing for index in range(lowest, highest + 1)]
         return [(value * size, self._text(value, spacing, name)) for value in values]
 
     def _text(self, value: float, spacing: float, byte_name: str) -> str:
@@ -70,8 +71,8 @@ def round_spacing(spacing: float) -> float:
 
 
 def scientific(value: float) -> str:
-    """Return the shortest text of the form 2.5e-4, to four digits; plain from 0.001 up to 10000."""
-    if 1e-3 <= abs(value) < 1e4:
+    """Return the shortest text of the form 2.5e-4, to four digits; plain from 0.01 up to 10000."""
+    if 1e-2 <= abs(value) < 1e4:
         return f"{value:.4g}"
     mantissa, _, exponent = f"{value:.3e}".partition("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -24,12 +24,12 @@ LOG_SPREAD = 100
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 16.0, 12.0, 28.0
 """Margins around the plot, in the units of the SVG, for the texts of the axes."""
 
-BAR_WIDTH, BAR_SPACE = 40.0, 96.0
+BAR_WIDTH, BAR_SPACE = 40.0, 88.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """One series: its points in the order of steps, and the CSS class that it is drawn in; dots are marked each."""
+    """One series: its points in the order of steps, and the CSS class that it is drawn in, as dots or as a line."""
 
     name: str
     points: Sequence[Point]
@@ -42,7 +42,7 @@ class Chart:
     """Lines that share their axes, beside a stacked bar on the same vertical axis if there is one.
 
     `levels` are named horizontal lines. `zero_based` starts the vertical axis at zero; `spiky` makes it logarithmic
-    when values spread wide. At least one line must have a point.
+    when values spread wide. There is at least one line, and each has a point.
     """
 
     key: str
@@ -160,17 +160,18 @@ def _line(line: Line, steps: Axis, values: Axis) -> Iterable[str]:
         else:
             stretches[-1].append((x, values.at(number)))
     for stretch in stretches:
-        if len(stretch) > 1:
-            yield f'<polyline class="{line.style}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in stretch)}"/>'
         if line.dotted or len(stretch) == 1:
             yield from (f'<circle class="{line.style}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in stretch)
+        elif stretch:
+            yield f'<polyline class="{line.style}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in stretch)}"/>'
 
 
 def _level(name: str, level: float, chart: Chart, steps: Axis, values: Axis) -> str:
-    """Draw a named level; its text stands on the side of it where the last line does not end."""
+    """Draw a named level; its text stands where the last line does not end and the axis is not."""
     numbers = _numbers(chart.lines[-1:])
     y = values.at(level)
-    text_y = y - 6 if numbers and numbers[-1] < level else y + 15
+    is_above = bool(numbers and numbers[-1] < level) or y + 20 > values.start
+    text_y = y - 6 if is_above else y + 15
     return (
         f'<line class="level" x1="{steps.start:g}" x2="{steps.end:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<text class="level" x="{steps.end - 4:g}" y="{text_y:.1f}" text-anchor="end">{escape(name)}</text>'
@@ -187,7 +188,7 @@ def _bar(chart: Chart, values: Axis) -> Iterable[str]:
             f"<title>{escape(name)}: {size:,} bytes</title></rect>"
         )
     if chart.bar:
-        yield f'<text x="{x + BAR_WIDTH / 2:g}" y="{values.start + 18:g}" text-anchor="middle">planned state</text>'
+        yield f'<text x="{x + BAR_WIDTH / 2:g}" y="{values.at(below) - 6:.1f}" text-anchor="middle">planned</text>'
 
 
 def _description(chart: Chart) -> str:

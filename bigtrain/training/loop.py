@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import bigtrain
 from bigtrain.batch import Batch
 from bigtrain.checkpoint.resume import PLAN_FILE
 from bigtrain.checkpoint.state import PLAN, TOKENIZER, TrainState, load_weights
@@ -37,6 +38,9 @@ from bigtrain.training.metrics import MetricsLog
 from bigtrain.training.progress import RunProgress
 from bigtrain.training.report import write_report
 from bigtrain.training.runtime import Runtime, runtime, seed_step
+
+DEPENDENCIES = ("torch", "numpy", "tokenizers")
+"""Whose versions a result depends on."""
 
 
 def train(plan: Plan, run_dir: str | PathLike[str]) -> None:
@@ -100,11 +104,10 @@ def write_run_files(folder: Path, plan: Plan) -> None:
 
 def environment(plan: Plan) -> dict[str, Any]:
     """Return what a result depends on besides the recipe: versions, device, command, revision."""
-    names = ("bigtrain", "torch", "numpy", "tokenizers", "datasets", "safetensors")
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)  # noqa: S607
     return {
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in names},
+        "versions": {"bigtrain": bigtrain.__version__, **{name: metadata.version(name) for name in DEPENDENCIES}},
         "device": plan.hardware.name,
         "threads": torch.get_num_threads(),
         "command": sys.argv,
@@ -227,8 +230,8 @@ class Run:
 def describe(found: Evaluation, step: int, *, masked: bool) -> str:
     """Return an evaluation as a line for people."""
     accuracy = f"accuracy {found.accuracy:.1%}, " if masked else ""
-    below = found.unigram_loss - found.loss
+    gain = found.unigram_loss - found.loss
     return (
-        f"evaluation at step {step}: loss {found.loss:.4f}, {accuracy}perplexity {found.perplexity:.1f}; "
-        f"token frequencies alone give {found.unigram_loss:.4f} ({abs(below):.2f} nat {'above' if below >= 0 else 'below'} the model)"
+        f"evaluation at step {step}: loss {found.loss:.4f}, {abs(gain):.2f} nat {'better' if gain >= 0 else 'worse'} than "
+        f"token frequencies alone ({found.unigram_loss:.4f}), {accuracy}perplexity {found.perplexity:.1f}"
     )

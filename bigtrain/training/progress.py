@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -14,14 +13,13 @@ from bigtrain.units import format_bytes, format_count, format_seconds
 
 
 class RunProgress:
-    """Show the steps of a run; use as a context manager. Quiet when `shown` is False."""
+    """Show the steps of a run; use as a context manager."""
 
-    def __init__(self, total_steps: int, *, step: int, shown: bool = True) -> None:
+    def __init__(self, total_steps: int, *, step: int) -> None:
         self._total_steps = total_steps
-        self._shown = shown
         self._console = Console(highlight=False)
         self._bar: Progress | None = None
-        if shown and self._console.is_terminal:
+        if self._console.is_terminal:
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self._console)
             self._task = self._bar.add_task("", total=total_steps, completed=step, figures="")
@@ -46,13 +44,11 @@ class RunProgress:
         """Show a logged step."""
         if self._bar is not None:
             self._bar.update(self._task, figures=figures(row))
-        elif self._shown:
+        else:
             self.say(f"step {row['step']}/{self._total_steps}  {figures(row)}  {format_seconds(seconds_left)} left")
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        if not self._shown:
-            return
         if self._bar is not None:
             self._console.print(text)
         else:
@@ -71,8 +67,3 @@ def figures(row: Mapping[str, Any]) -> str:
     if row["skipped"]:
         parts.append(f"{row['skipped']} skipped")
     return "  ".join(parts)
-
-
-def is_quiet() -> bool:
-    """Tell whether standard output is closed, so that nobody can look."""
-    return sys.stdout is None or sys.stdout.closed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib import resources
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 
 SMOOTHED_SHARE = 40
-"""The smoothed loss is a mean over this part of the run: 1/40 of its rows."""
+"""The smoothed loss is a median over this part of the rows to each side: 1/40."""
 
 MEMORY_LINES = {
     "host_bytes_peak": ("host, resident", "second"),
-    "reserved_bytes_peak": ("device, reserved", "faint"),
+    "reserved_bytes_peak": ("device, reserved", "dashed"),
     "allocated_bytes_peak": ("device, allocated", "main"),
 }
-PART_NAMES = {"embeddings": "embeddings", "block": "block", "final_norm": "final norm", "head": "head"}
 
 
 def write_report(run_dir: Path, plan: Plan) -> Path:
@@ -73,9 +73,9 @@ def charts(rows: Sequence[Row], plan: Plan) -> Iterator[Chart]:
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """Return points whose values are means over a window around each, narrower at the start, where losses fall fast.
+    """Return points whose values are medians around each, over fewer at the start, where losses fall fast.
 
-    The window is a part of the run, `SMOOTHED_SHARE`. Values that are not finite are left out.
+    A mean would turn one spike into a box as wide as its window. Values that are not finite are left out.
     """
     half = len(points) // SMOOTHED_SHARE
     smoothed: list[Point] = []
@@ -87,7 +87,7 @@ def smooth(points: Sequence[Point]) -> list[Point]:
         window = points[place - reach : place + reach + 1]
         near = [number for _, value in window if (number := finite(value)) is not None]
         if near:
-            smoothed.append((step, sum(near) / len(near)))
+            smoothed.append((step, statistics.median(near)))
     return smoothed
 
 
@@ -103,20 +103,21 @@ def _points(rows: Sequence[Row], key: str) -> list[Point]:
 
 def _lines(rows: Sequence[Row], key: str, name: str | None = None, style: str = "main") -> list[Line]:
     points = thin(_points(rows, key))
-    return [Line(name or key.replace("_", " "), points, style)] if points else []
+    return [Line(name or _words(key), points, style)] if points else []
 
 
 def _loss_chart(steps: Sequence[Row], evaluations: Sequence[Row]) -> Chart:
     points = _points(steps, "loss")
     lines = _lines(steps, "loss", "training")
-    if len(points) >= SMOOTHED_SHARE:
-        lines = [*_lines(steps, "loss", "training", "faint"), Line("training, smoothed", smooth(points))]
+    smoothed = smooth(points) if len(points) >= SMOOTHED_SHARE else []
+    if smoothed:
+        lines = [*_lines(steps, "loss", "training", "faint"), Line("training, smoothed", smoothed)]
     checked = thin(_points(evaluations, "eval_loss"))
     if checked:
         lines.append(Line("evaluation", checked, "second", dotted=True))
     unigram = finite(evaluations[-1].get("eval_unigram_loss")) if evaluations else None
     levels = {} if unigram is None else {f"token frequencies alone: {unigram:.3f}": unigram}
-    return Chart("loss", "Loss, in nats per token", lines, levels=levels, spiky=True, width=1088, height=340)
+    return Chart("loss", "Loss, in nats per labelled token", lines, levels=levels, spiky=True, width=1088, height=340)
 
 
 def _memory_chart(steps: Sequence[Row], plan: Plan) -> Chart:
@@ -139,7 +140,7 @@ def _notices(rows: Sequence[Row]) -> Iterator[str]:
     if not steps:
         yield "No step has been logged."
     elif skipped := skipped_steps(steps):
-        yield f"{skipped} steps were skipped: their loss or gradient was not finite. They are marked in red."
+        yield f"Skipped steps, whose loss or gradient was not finite: {skipped}. Their values are marked in red."
 
 
 def _figure(figure: Figure) -> str:
@@ -151,17 +152,25 @@ def _figure(figure: Figure) -> str:
 
 
 def _chart(chart: Chart) -> str:
-    styles = [(line.style, line.name) for line in chart.lines] if len(chart.lines) > 1 or chart.bar else []
-    causes = [
-        (f"cause-{index}", f"{cause.replace('_', ' ')} {format_bytes(size)}")
-        for index, (cause, size) in enumerate(chart.bar.items())
-    ]
-    legend = "".join(f'<span><i class="{style}"></i>{escape(name)}</span>' for style, name in styles + causes)
+    named = chart.lines if len(chart.lines) > 1 or chart.bar else ()
+    legend = _legend((f"{line.style} dot" if line.dotted else line.style, line.name) for line in named)
+    if chart.bar:
+        sizes = enumerate(chart.bar.items())
+        causes = ((f"cause-{index}", f"{_words(cause)} {format_bytes(size)}") for index, (cause, size) in sizes)
+        legend += f"<div>model state, planned: {_legend(causes)}</div>"
     return (
         f'<figure id="{chart.key}" class="{"wide" if chart.width > 600 else "half"}"><figcaption>'
         f'<h2 id="{chart.key}-title">{escape(chart.title)}</h2>{legend}</figcaption>'
         f'<div class="plot">{draw(chart)}</div></figure>'
     )
+
+
+def _legend(entries: Iterable[tuple[str, str]]) -> str:
+    return "".join(f'<span><i class="{style}"></i>{escape(name)}</span>' for style, name in entries)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _shape_cells(plan: Plan) -> list[tuple[str, ...]]:
@@ -183,10 +192,11 @@ def _shape_cells(plan: Plan) -> list[tuple[str, ...]]:
 
 def _parameter_cells(plan: Plan) -> list[tuple[str, ...]]:
     cells = []
-    for part, each in parameter_table(plan.model).items():
+    parts = {part: each for part, each in parameter_table(plan.model).items() if each}
+    for part, each in parts.items():
         times = plan.model.num_hidden_layers if part == "block" else 1
         share = each * times / plan.parameters
-        cells.append((PART_NAMES[part], f"{each:,}", f"{times}", f"{each * times:,}", f"{share:.1%}"))
+        cells.append((_words(part), f"{each:,}", f"{times}", f"{each * times:,}", f"{share:.1%}"))
     return [*cells, ("all", "", "", f"{plan.parameters:,}", "100%")]
 
 

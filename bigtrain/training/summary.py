@@ -38,7 +38,7 @@ def evaluation_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def figures(rows: Sequence[Row], plan: Plan) -> Iterator[Figure]:
-    """Yield the main figures of a run, those for which something was logged."""
+    """Yield the main figures of a run, those that its rows have something for."""
     steps, evaluations = step_rows(rows), evaluation_rows(rows)
     if steps:
         length = f" of {plan.total_steps:,}" if plan.total_steps else ""
@@ -51,6 +51,8 @@ def figures(rows: Sequence[Row], plan: Plan) -> Iterator[Figure]:
         yield from _work(steps)
         yield from _rates(steps, plan)
         yield from _memory(steps, plan)
+    each_token = f"{format_count(plan.flops_per_token)} FLOPs per token, forward and backward"
+    yield _exact("Parameters", plan.parameters, format_count, each_token)
 
 
 def evaluation_note(row: Row, *, masked: bool) -> str:
@@ -97,10 +99,8 @@ def _rates(steps: Sequence[Row], plan: Plan) -> Iterator[Figure]:
         yield _exact("Tokens per second", statistics.median(speeds), format_count, "median of the logged steps")
     share, rate = finite(steps[-1]["mfu"]), finite(steps[-1]["model_flops_per_second"])
     if share and rate:
-        precision = plan.recipe.amp.precision
-        note = (
-            f"median; of {format_count(rate / share)}FLOP/s, the device's measured rate of {precision} matrix products"
-        )
+        against = f"this device's measured rate of {plan.recipe.amp.precision} matrix products"
+        note = f"median; of {_flops_text(rate / share)}, {against}"
         yield _exact("MFU", statistics.median(shares), "{:.1%}".format, note)
 
 
@@ -122,6 +122,10 @@ def _exact(name: str, value: Any, text: Callable[[Any], str], note: str) -> Figu
 
 def _column(steps: Sequence[Row], key: str) -> list[float]:
     return [number for row in steps if (number := finite(row[key])) is not None]
+
+
+def _flops_text(rate: float) -> str:
+    return f"{rate / 1e9:.3g} GFLOP/s" if rate < 1e12 else f"{rate / 1e12:,.0f} TFLOP/s"
 
 
 def _short(value: float | str) -> str:

@@ -7,12 +7,16 @@ import pytest
 from bigtrain.config.paths import is_local, local_path, looks_like_path
 
 
-@pytest.mark.parametrize("source", ["a.txt", "A.TXT", "x/b.jsonl", "a.txt.gz", "b.zst", "./a", "../a", "/a", "~/a", "a/b/c", "x.parquet"])
+@pytest.mark.parametrize(
+    "source", ["a.txt", "A.TXT", "x/b.jsonl", "a.txt.gz", "b.zst", "./a", "../a", "/a", "~/a", "a/b/c", "x.parquet"]
+)
 def test_written_as_a_path(source):
     assert looks_like_path(source)
 
 
-@pytest.mark.parametrize("source", ["wikitext", "wikimedia/wikipedia", "HuggingFaceFW/fineweb-edu", "owner/name.v1", "embedded"])
+@pytest.mark.parametrize(
+    "source", ["wikitext", "wikimedia/wikipedia", "HuggingFaceFW/fineweb-edu", "owner/name.v1", "embedded"]
+)
 def test_written_as_a_hub_id(source):
     assert not looks_like_path(source)
 

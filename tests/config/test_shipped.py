@@ -8,13 +8,27 @@ import pytest
 
 from bigtrain.config import shipped
 from bigtrain.config.load import load_recipe
-from bigtrain.config.shipped import recipe_path, shipped_recipes
+from bigtrain.config.shipped import headline, recipe_path, shipped_recipes
 from bigtrain.errors import RecipeError
 
-NAMES = (
-    "bert_base bert_large bert_large_phase1 bert_large_phase2 gpt2_124m gpt2_xl gpt_7b quickstart_bert quickstart_gpt"
-).split()
-SHORT = "data.source=embedded train.steps=3 train.global_batch_size=8 data.sequence_length=128 train.device=cpu".split()
+NAMES = [
+    "bert_base",
+    "bert_large",
+    "bert_large_phase1",
+    "bert_large_phase2",
+    "gpt2_124m",
+    "gpt2_xl",
+    "gpt_7b",
+    "quickstart_bert",
+    "quickstart_gpt",
+]
+SHORT = [
+    "data.source=embedded",
+    "train.steps=3",
+    "train.global_batch_size=8",
+    "data.sequence_length=128",
+    "train.device=cpu",
+]
 
 
 def test_all_are_there():
@@ -38,6 +52,19 @@ def test_header_says_what_it_needs_and_how_to_launch_it(name):
     assert "# Needs: " in header
     assert f"# Launch: bigtrain launch recipes/{name}.yaml" in header
     assert name.startswith("quickstart") or re.search(r"et al\. \d{4}", header)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_headline_is_a_whole_sentence(name):
+    line = headline(recipe_path(name))
+    assert line[0].isupper() and line.endswith(".")
+
+
+def test_headline_of_a_recipe_without_a_header(tmp_path):
+    file = tmp_path / "r.yaml"
+    for text, line in (("", ""), ("name: r\n# later\n", ""), ("#\n#  Mine. \nname: r", "Mine.")):
+        file.write_text(text)
+        assert headline(file) == line
 
 
 def test_the_second_phase_starts_from_the_first():

@@ -20,12 +20,28 @@ def read(kind: Any, value: object) -> object:
 @pytest.mark.parametrize(
     ("kind", "value", "result"),
     [
-        ("Count", 5, 5), ("Count", "32B", 32 * 10**9), ("Count", "1_000", 1000), ("CountOrZero", 0, 0), ("Kept", 2, 2),
-        ("Bytes", "16GiB", 2**34), ("Seconds", "5min", 300.0), ("WarmUp", 7, 7), ("WarmUp", 0, 0), ("WarmUp", "6%", "6%"),
-        ("WarmUp", "6 %", "6%"), ("WarmUp", "2K", 2000), ("Stage", 3, 3), ("Stage", "auto", "auto"), ("NodeRange", "2:4", "2:4"),
-        ("Positive", 1, 1.0), ("NonNegative", 0, 0.0), ("Fraction", 0.0, 0.0), ("OpenFraction", 0.5, 0.5), ("Text", "a", "a"),
+        ("Count", 5, 5),
+        ("Count", "32B", 32 * 10**9),
+        ("Count", "1_000", 1000),
+        ("CountOrZero", 0, 0),
+        ("Kept", 2, 2),
+        ("Bytes", "16GiB", 2**34),
+        ("Seconds", "5min", 300.0),
+        ("WarmUp", 7, 7),
+        ("WarmUp", 0, 0),
+        ("WarmUp", "6%", "6%"),
+        ("WarmUp", "6 %", "6%"),
+        ("WarmUp", "2K", 2000),
+        ("Stage", 3, 3),
+        ("Stage", "auto", "auto"),
+        ("NodeRange", "2:4", "2:4"),
+        ("Positive", 1, 1.0),
+        ("NonNegative", 0, 0.0),
+        ("Fraction", 0.0, 0.0),
+        ("OpenFraction", 0.5, 0.5),
+        ("Text", "a", "a"),
     ],
-)  # fmt: skip
+)
 def test_accepted(kind, value, result):
     got = read(getattr(types, kind), value)
     assert got == result and type(got) is type(result)
@@ -34,7 +50,10 @@ def test_accepted(kind, value, result):
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        ("Count", [0, -1, 1.5, 4.0, True, None, "eight", "1.5", "-3", "5GiB", [], {}, 2**63, float("inf"), float("nan")]),
+        (
+            "Count",
+            [0, -1, 1.5, 4.0, True, None, "eight", "1.5", "-3", "5GiB", [], {}, 2**63, float("inf"), float("nan")],
+        ),
         ("CountOrZero", [-1, True, 0.0, 2**63]),
         ("Kept", [0, 1, True, "1"]),
         ("Bytes", [24, 24.0, True, "24", "24 apples", "0B", None, "9999999999TiB"]),

@@ -28,16 +28,38 @@ def test_rows_name_keys_and_values_that_exist_and_admit_the_default(key):
 @pytest.mark.parametrize(
     "override",
     [
-        "train.objective=mlm_nsp", "train.on_spike=stop", "train.on_spike=skip", "train.on_spike=rollback",
-        "optimizer.name=muon", "optimizer.name=adafactor", "optimizer.state=8bit", "optimizer.gradient_release=true",
-        "amp.precision=fp16", "amp.precision=fp8", "amp.master_weights=split24", "amp.master_weights=none",
-        "amp.reduce=bf16", "recompute.policy=full", "recompute.policy=[full, none, none, none]",
-        "sharding.zero_stage=1", "sharding.zero_stage=3", "sharding.engine=deepspeed", "sharding.offload=nvme",
-        "sharding.replicate=2", "sharding.tensor_parallel=2", "checkpoint.asynchronous=true", "logging.sample_every=5",
-        "logging.trackers=[tensorboard, wandb]", "cluster.nodes=2", "cluster.nodes=2:4", "cluster.devices_per_node=2",
-        "cluster.scheduler=slurm", "cluster.rendezvous=host:29500", "cluster.timeout=30s",
+        "train.objective=mlm_nsp",
+        "train.on_spike=stop",
+        "train.on_spike=skip",
+        "train.on_spike=rollback",
+        "optimizer.name=muon",
+        "optimizer.name=adafactor",
+        "optimizer.state=8bit",
+        "optimizer.gradient_release=true",
+        "amp.precision=fp16",
+        "amp.precision=fp8",
+        "amp.master_weights=split24",
+        "amp.master_weights=none",
+        "amp.reduce=bf16",
+        "recompute.policy=full",
+        "recompute.policy=[full, none, none, none]",
+        "sharding.zero_stage=1",
+        "sharding.zero_stage=3",
+        "sharding.engine=deepspeed",
+        "sharding.offload=nvme",
+        "sharding.replicate=2",
+        "sharding.tensor_parallel=2",
+        "checkpoint.asynchronous=true",
+        "logging.sample_every=5",
+        "logging.trackers=[tensorboard, wandb]",
+        "cluster.nodes=2",
+        "cluster.nodes=2:4",
+        "cluster.devices_per_node=2",
+        "cluster.scheduler=slurm",
+        "cluster.rendezvous=host:29500",
+        "cluster.timeout=30s",
     ],
-)  # fmt: skip
+)
 def test_refused(override):
     (line,) = refused(override)
     assert line.startswith(f"command line: {override.partition('=')[0]}: ")
@@ -46,16 +68,29 @@ def test_refused(override):
 
 @pytest.mark.parametrize(
     "override",
-    ["optimizer.state=auto", "optimizer.gradient_release=auto", "amp.master_weights=auto", "recompute.policy=none",
-     "recompute.policy=[none, none, none, none]", "sharding.zero_stage=0", "sharding.offload=none", "sharding.replicate=1",
-     "sharding.engine=fsdp2", "cluster.devices_per_node=1", "logging.trackers=[]", "cluster.timeout=60s"],
-)  # fmt: skip
+    [
+        "optimizer.state=auto",
+        "optimizer.gradient_release=auto",
+        "amp.master_weights=auto",
+        "recompute.policy=none",
+        "recompute.policy=[none, none, none, none]",
+        "sharding.zero_stage=0",
+        "sharding.offload=none",
+        "sharding.replicate=1",
+        "sharding.engine=fsdp2",
+        "cluster.devices_per_node=1",
+        "logging.trackers=[]",
+        "cluster.timeout=60s",
+    ],
+)
 def test_accepted(override):
     load_recipe("quickstart_bert", [override])
 
 
 def test_the_line_says_what_to_use():
-    assert refused("optimizer.name=muon") == ["command line: optimizer.name: 'muon' is not in this version; use 'adamw' or 'lamb'"]
+    assert refused("optimizer.name=muon") == [
+        "command line: optimizer.name: 'muon' is not in this version; use 'adamw' or 'lamb'"
+    ]
     assert refused("cluster.timeout=30s") == ["command line: cluster.timeout: 30s is not in this version; use 60s"]
 
 

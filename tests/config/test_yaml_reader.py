@@ -22,16 +22,48 @@ def only_fault(text) -> Fault:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("6e-4", 6e-4), ("1E5", 1e5), ("1e+3", 1e3), (".5", 0.5), ("1.", 1.0), ("-3", -3), ("+7", 7), ("0", 0),
-        ("010", 10), ("0o17", "0o17"), ("0x1F", "0x1F"), ("0b1", "0b1"), ("1_000", "1_000"), ("1:30", "1:30"),
-        ("no", "no"), ("yes", "yes"), ("on", "on"), ("off", "off"), ("y", "y"), ("n", "n"),
-        ("true", True), ("True", True), ("FALSE", False), ("tRue", "tRue"),
-        ("null", None), ("~", None), ("", None), ("none", "none"),
-        ("2026-01-31", "2026-01-31"), ("1e", "1e"), ("e5", "e5"), ("1.2.3", "1.2.3"), ("16GiB", "16GiB"),
-        (".inf", math.inf), ("-.INF", -math.inf), ("inf", "inf"), ("1e999", math.inf), ("9" * 41, float("9" * 41)),
-        ("²", "²"), ("٣", "٣"),
+        ("6e-4", 6e-4),
+        ("1E5", 1e5),
+        ("1e+3", 1e3),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("-3", -3),
+        ("+7", 7),
+        ("0", 0),
+        ("010", 10),
+        ("0o17", "0o17"),
+        ("0x1F", "0x1F"),
+        ("0b1", "0b1"),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("off", "off"),
+        ("y", "y"),
+        ("n", "n"),
+        ("true", True),
+        ("True", True),
+        ("FALSE", False),
+        ("tRue", "tRue"),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("none", "none"),
+        ("2026-01-31", "2026-01-31"),
+        ("1e", "1e"),
+        ("e5", "e5"),
+        ("1.2.3", "1.2.3"),
+        ("16GiB", "16GiB"),
+        (".inf", math.inf),
+        ("-.INF", -math.inf),
+        ("inf", "inf"),
+        ("1e999", math.inf),
+        ("9" * 41, float("9" * 41)),
+        ("²", "²"),
+        ("٣", "٣"),
     ],
-)  # fmt: skip
+)
 def test_plain_values(text, value):
     got = plain_value(text)
     assert got == value and type(got) is type(value)
@@ -45,9 +77,13 @@ def test_values_and_places():
     document = read("name: x\ntrain:\n  steps: 5\n  betas: [0.9, '0.95']\n\namp: {precision: bf16}\n")
     assert document.value == {"name": "x", "train": {"steps": 5, "betas": [0.9, "0.95"]}, "amp": {"precision": "bf16"}}
     assert document.origins == {
-        "name": "r.yaml:1", "train": "r.yaml:2", "train.steps": "r.yaml:3", "train.betas": "r.yaml:4",
-        "amp": "r.yaml:6", "amp.precision": "r.yaml:6",
-    }  # fmt: skip
+        "name": "r.yaml:1",
+        "train": "r.yaml:2",
+        "train.steps": "r.yaml:3",
+        "train.betas": "r.yaml:4",
+        "amp": "r.yaml:6",
+        "amp.precision": "r.yaml:6",
+    }
     assert not document.faults and not document.broken
 
 

@@ -1,0 +1,52 @@
+"""A prepared corpus for a process that must stay lean: tokenizing happens in a child."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+from bigtrain.config.schema import Recipe
+from bigtrain.data.corpus import Corpus, corpus_folder, is_prepared, open_corpus
+from bigtrain.errors import BigtrainError, DataError, Fault
+
+PACKAGE_PARENT = Path(__file__).parents[2]
+FAULTS_FD = "BIGTRAIN_FAULTS_FD"
+"""The child writes its faults to this descriptor, since standard error is for the one who prints them."""
+
+
+def ensure_prepared(recipe: Recipe) -> Corpus:
+    """Open a recipe's corpus; where there is none yet, let a child process make it first.
+
+    `datasets`, pyarrow and `tokenizers` are never loaded here. The child shows its progress on standard output and
+    ends when this process does. Raises DataError with the child's faults.
+    """
+    if not is_prepared(corpus_folder(recipe)):
+        _prepare_in_child(recipe)
+    return open_corpus(recipe)
+
+
+def _prepare_in_child(recipe: Recipe) -> None:
+    reading, writing = os.pipe()
+    # The child takes this very package, and (-P) nothing from a folder that happens to be the current one.
+    found = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", "bigtrain.data"],
+        stdin=subprocess.PIPE,
+        pass_fds=[writing],
+        env={**os.environ, "PYTHONPATH": found, FAULTS_FD: str(writing)},
+    )
+    os.close(writing)
+    with child, os.fdopen(reading, "rb") as pipe:
+        assert child.stdin is not None
+        child.stdin.write(pickle.dumps(recipe))
+        child.stdin.flush()  # and left open: its end tells the child that this process is gone
+        faults = pipe.read()
+        code = child.wait()
+    if faults:
+        raise DataError(*(Fault(*fault) for fault in json.loads(faults)))
+    if code:
+        raise BigtrainError(f"preparing the data ended with exit code {code}")

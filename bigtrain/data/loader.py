@@ -1,0 +1,166 @@
+"""This rank's stream of batches: its order depends on the seed alone, and any position is reached at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+
+from bigtrain.batch import IGNORED_LABEL, Batch
+from bigtrain.data.background import ReadAhead
+from bigtrain.data.corpus import Corpus, Split
+from bigtrain.data.hashing import key_of
+from bigtrain.data.rows import Ids, Objective, RowReader, Rows, RowShape
+from bigtrain.data.shuffle import shuffled_many
+from bigtrain.errors import DataError, Fault
+
+DEPTH = 2
+"""Batches that are made ahead."""
+EVALUATION_SEED = 20_181_011
+"""Evaluations hide the same tokens in every run, whatever its seed, so that their losses can be compared."""
+
+
+class Loader:
+    """Iterate without end over this rank's share of each global batch; rows as in `bigtrain.data.rows.Rows`.
+
+    Global batch k holds the rows k*G to (k+1)*G - 1 of a stream that goes through all rows once an epoch, newly
+    shuffled each time; a rank takes its contiguous share. Raises DataError for a corpus with fewer rows than one
+    global batch.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        split: Split = "train",
+        objective: Objective,
+        sequence_length: int,
+        packing: bool = True,
+        masking_probability: float = 0.15,
+        global_batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        shape = RowShape(objective, sequence_length, packing, masking_probability)
+        self._reader = RowReader(corpus, split, shape, seed)
+        self._seed, self._global = seed, global_batch_size
+        self._share = _share(global_batch_size, rank, world_size)
+        self._ahead: ReadAhead[Rows] | None = None
+        self._closed = False
+        self.position = 0
+        """Global batches that were handed out."""
+        if self.rows < global_batch_size:
+            raise _too_small(self.rows, global_batch_size, sequence_length)
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows an epoch has."""
+        return len(self._reader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while not self._closed:
+            self._ahead = ReadAhead(self._batches(self.position), DEPTH)
+            with closing(self._ahead):
+                yield from self._handed_out(self._ahead)
+
+    def _handed_out(self, ahead: ReadAhead[Rows]) -> Iterator[Batch]:
+        expected = self.position
+        for rows in ahead:
+            if self._closed or self.position != expected:  # sought meanwhile: what was read ahead is not wanted
+                return
+            self.position = expected = expected + 1
+            yield tensors(rows)
+
+    def seek(self, position: int) -> None:
+        """Make `position` the next global batch, in constant time, also in the middle of an iteration."""
+        self.position = position
+
+    def close(self) -> None:
+        """Stop reading ahead, for good; an iteration under way ends."""
+        self._closed = True
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position and what it counts in; the same on every rank."""
+        return {"position": self.position, "rows": self.rows, "global_batch_size": self._global, "seed": self._seed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken, on any number of ranks; raises DataError for a state of other data."""
+        own = self.state_dict()
+        names = [name for name in own if name != "position" and state[name] != own[name]]
+        if names:
+            differing = [f"{name} was {state[name]}, is {own[name]}" for name in names]
+            raise DataError(Fault("", "data", f"not the data that the checkpoint was reading: {', '.join(differing)}"))
+        self.seek(state["position"])
+
+    def _batches(self, position: int) -> Iterator[Rows]:
+        while True:
+            places = position * self._global + self._share
+            yield self._reader.read(*stream_rows(places, self.rows, self._seed))
+            position += 1
+
+
+def stream_rows(places: Ids, rows: int, seed: int) -> tuple[Ids, Ids]:
+    """Return the row, and the epoch, at each place of the endless stream; (B,) each."""
+    epochs, within = np.divmod(places, rows)
+    found = np.empty_like(within)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        found[here] = shuffled_many(within[here], rows, int(key_of(seed, epoch)[0]))
+    return found, epochs
+
+
+def evaluation_batches(
+    corpus: Corpus,
+    *,
+    split: Split = "validation",
+    objective: Objective,
+    sequence_length: int,
+    packing: bool = True,
+    masking_probability: float = 0.15,
+    rows_limit: int | None = None,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """Yield this rank's batches of at most `rows_limit` rows of a split, the same ones at every evaluation.
+
+    Rows are drawn from the whole split. All ranks yield equally many batches of equal size, as collective operations
+    need: places beyond the rows repeat a row, without its labels.
+    """
+    shape = RowShape(objective, sequence_length, packing, masking_probability)
+    reader = RowReader(corpus, split, shape, EVALUATION_SEED)
+    total = min(len(reader), rows_limit or len(reader))
+    each = micro_batch_size * world_size
+    for start in range(0, total, each):
+        width = min(each, -(-(total - start) // world_size) * world_size)
+        places = start + np.arange(width).reshape(world_size, -1)[rank]
+        rows = reader.read(*stream_rows(places % total, len(reader), EVALUATION_SEED))
+        rows.labels[places >= total] = IGNORED_LABEL
+        yield tensors(rows)
+
+
+def tensors(rows: Rows) -> Batch:
+    """Return rows as a batch of host tensors."""
+    return {name: torch.from_numpy(values) for name, values in rows._asdict().items()}
+
+
+def _share(global_batch_size: int, rank: int, world_size: int) -> Ids:
+    if global_batch_size % world_size:
+        text = f"{global_batch_size} rows cannot be shared equally by {world_size} ranks"
+        raise DataError(Fault("", "train.global_batch_size", text))
+    each = global_batch_size // world_size
+    return np.arange(rank * each, (rank + 1) * each)
+
+
+def _too_small(rows: int, needed: int, sequence_length: int) -> DataError:
+    text = (
+        f"the data gives {rows} rows of {sequence_length} tokens, fewer than one batch of {needed}; "
+        f"use train.global_batch_size of at most {rows}, a smaller data.sequence_length, or more data"
+    )
+    return DataError(Fault("", "train.global_batch_size", text))

@@ -1,0 +1,65 @@
+"""BERT's masking of rows: what is hidden is a pure function of the seed, the epoch and the row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigtrain.batch import IGNORED_LABEL
+from bigtrain.data.hashing import Integers, mix, random_bits
+
+MASKED_SHARE, REPLACED_SHARE = 0.8, 0.1
+"""Of the chosen positions; the rest keep their token (Devlin et al. 2018, arXiv 1810.04805, section 3.1)."""
+
+Ids = NDArray[np.int64]
+
+
+class Masked(NamedTuple):
+    """Rows with tokens hidden, and the original tokens at the chosen positions; both (B, T)."""
+
+    input_ids: Ids
+    labels: Ids
+
+
+def mask_rows(
+    input_ids: Ids, maskable: NDArray[np.bool_], keys: Integers, probability: float, mask_id: int, ordinary: Ids
+) -> Masked:
+    """Hide tokens of rows, (B, T), each row by its own key, (B,).
+
+    Of the n maskable positions of a row exactly round(probability * n) are chosen, at least one where there is any:
+    80% become the mask token, 10% one of the `ordinary` tokens, 10% stay. What a row gets does not depend on the
+    rows beside it.
+    """
+    bits = random_bits(keys, input_ids.shape[1])
+    chosen = _chosen(bits, maskable, probability)
+    labels = np.where(chosen, input_ids, IGNORED_LABEL)
+    rows, columns = np.nonzero(chosen)
+    drawn = mix(bits[rows, columns])  # those bits are small, or they would not be chosen; hashed again they are not
+    share = (drawn >> np.uint64(32)).astype(np.float64) / 2**32
+    replacement = ordinary[(drawn & np.uint64(2**32 - 1)) % np.uint64(len(ordinary))]
+    tokens = np.where(share < MASKED_SHARE, mask_id, replacement)
+    kept = share >= MASKED_SHARE + REPLACED_SHARE
+    tokens[kept] = input_ids[rows[kept], columns[kept]]
+    masked = input_ids.copy()
+    masked[rows, columns] = tokens
+    return Masked(masked, labels)
+
+
+def _chosen(bits: Integers, maskable: NDArray[np.bool_], probability: float) -> NDArray[np.bool_]:
+    """Choose the maskable positions whose random numbers are the row's smallest."""
+    width = bits.shape[1]
+    place_bits = np.uint64(width.bit_length())
+    # The place in the lowest bits makes a row's numbers distinct, so that the count is exact.
+    ranks = (bits >> place_bits << place_bits) | np.arange(width, dtype=np.uint64)
+    ranks[~maskable] = np.uint64(2**64 - 1)
+    available = maskable.sum(axis=1)
+    counts = np.where(available > 0, np.maximum(1, np.rint(probability * available)), 0).astype(np.int64)
+    # All rows are cut at the largest count, which leaves less to sort than whole rows.
+    most = int(counts.max(initial=0))
+    if not most:
+        return np.zeros_like(maskable)
+    smallest = np.sort(np.partition(ranks, most - 1, axis=1)[:, :most], axis=1)
+    limits = np.take_along_axis(smallest, np.maximum(counts - 1, 0)[:, None], axis=1)
+    return (ranks <= limits) & maskable & (counts > 0)[:, None]

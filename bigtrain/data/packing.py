@@ -1,0 +1,182 @@
+"""Documents into rows: which pieces of which documents lie in each row, computed once and kept beside the corpus."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigtrain.data.cache import locked, synced
+from bigtrain.data.corpus import Corpus, Split
+from bigtrain.data.decoding import data_error
+
+WINDOW_DOCUMENTS = 8192
+"""Documents that are packed together: enough to fill rows, few enough that memory stays constant."""
+
+ROWS_VERSION = 1
+
+Counts = NDArray[np.int64]
+
+
+class Pieces(NamedTuple):
+    """Runs of tokens: where each starts in its split, how long it is, and how many each row holds in turn."""
+
+    starts: Counts
+    lengths: Counts
+    per_row: Counts
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """The rows of one split: row i holds pieces offsets[i] to offsets[i + 1]. A piece lies within one document."""
+
+    sequence_length: int
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, corpus: Corpus, split: Split, sequence_length: int, packing: bool) -> RowIndex:
+        """Map a split's rows into memory; packs them first where that was not done yet, one process at a time."""
+        name = f"{split}-{sequence_length}-{'packed' if packing else 'single'}-{ROWS_VERSION}"
+        folder = corpus.folder / "rows" / name
+        if not folder.exists():
+            with locked(folder.with_suffix(".lock")):
+                if not folder.exists():
+                    _write(corpus, split, sequence_length, packing, folder)
+        try:
+            arrays = [np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("starts", "lengths", "offsets")]
+        except (OSError, ValueError) as error:
+            text = f"the row index is damaged; delete the folder {folder} and run again"
+            raise data_error(str(folder), text, "data.cache") from error
+        return cls(sequence_length, *arrays)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def pieces(self, rows: Counts) -> Pieces:
+        """Return the pieces of these rows, in their order."""
+        begins, ends = self.offsets[rows], self.offsets[rows + 1]
+        places = spans(begins, ends - begins)
+        return Pieces(self.starts[places], self.lengths[places].astype(np.int64), ends - begins)
+
+    @property
+    def fill(self) -> float:
+        """Return the share of the rows' positions that hold a token."""
+        return float(self.lengths.sum(dtype=np.int64)) / max(1, len(self) * self.sequence_length)
+
+
+def spans(begins: Counts, counts: Counts) -> Counts:
+    """Return begins[0], begins[0] + 1, ... (counts[0] numbers), then those from begins[1], and so on."""
+    before = np.cumsum(counts) - counts
+    numbers: Counts = np.arange(counts.sum(), dtype=np.int64) + np.repeat(begins - before, counts)
+    return numbers
+
+
+def cut(offsets: Counts, sequence_length: int) -> tuple[Counts, Counts]:
+    """Return starts and lengths of the pieces, of at most `sequence_length` tokens, of documents with these bounds."""
+    sizes = np.diff(offsets)
+    counts = -(-sizes // sequence_length)
+    numbers = spans(np.zeros_like(counts), counts)
+    starts = np.repeat(offsets[:-1], counts) + numbers * sequence_length
+    return starts, np.minimum(np.repeat(offsets[1:], counts) - starts, sequence_length)
+
+
+def pack(lengths: Counts, sequence_length: int) -> Counts:
+    """Return the row of each piece by best-fit decreasing, rows numbered from 0.
+
+    The longest piece first, each into the fullest row that has room for it. Rows by the room that they have left are
+    found through the bits of one integer, so that a piece costs the same however many rows are open.
+    """
+    rows = np.empty(len(lengths), np.int64)
+    with_room: list[list[int]] = [[] for _ in range(sequence_length + 1)]
+    rooms = opened = 0
+    order = np.argsort(-lengths, kind="stable")
+    for piece, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        if fitting := rooms >> length:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+        else:
+            row, room = opened, sequence_length
+            opened += 1
+        rows[piece] = row
+        if left := room - length:
+            with_room[left].append(row)
+            rooms |= 1 << left
+    return rows
+
+
+def _packed(offsets: Counts, sequence_length: int, packing: bool) -> Pieces:
+    starts, lengths = cut(offsets, sequence_length)
+    if not packing:
+        return Pieces(starts, lengths, np.ones_like(starts))
+    whole = lengths == sequence_length
+    rows = pack(lengths[~whole], sequence_length)
+    order = np.argsort(rows, kind="stable")  # within a row the order of the source stays
+    short_starts, short_lengths = starts[~whole][order], lengths[~whole][order]
+    return Pieces(
+        np.concatenate([starts[whole], short_starts]),
+        np.concatenate([lengths[whole], short_lengths]),
+        np.concatenate([np.ones(int(whole.sum()), np.int64), np.bincount(rows)]),
+    )
+
+
+def _windows(corpus: Corpus, split: Split) -> Iterator[Counts]:
+    for shard in corpus.shards(split):
+        for begin in range(0, len(shard.offsets) - 1, WINDOW_DOCUMENTS):
+            yield shard.offsets[begin : begin + WINDOW_DOCUMENTS + 1].astype(np.int64)
+
+
+def _write(corpus: Corpus, split: Split, sequence_length: int, packing: bool, folder: Path) -> None:
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    files = [_GrowingArray(aside / f"{name}.npy", dtype) for name, dtype in _COLUMNS]
+    starts, lengths, offsets = files
+    held = 0
+    offsets.append(np.zeros(1, np.int64))
+    for window in _windows(corpus, split):
+        pieces = _packed(window, sequence_length, packing)
+        starts.append(pieces.starts)
+        lengths.append(pieces.lengths)
+        offsets.append(held + np.cumsum(pieces.per_row))
+        held += len(pieces.starts)
+    for file in files:
+        file.close()
+    aside.rename(folder)
+
+
+_COLUMNS = (("starts", "<i8"), ("lengths", "<i4"), ("offsets", "<i8"))
+
+
+class _GrowingArray:
+    """A .npy file that is appended to. Its header leaves room for the final length, which is written at the end."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self._file: IO[bytes] = path.open("wb")
+        self._dtype, self._count = np.dtype(dtype), 0
+        self._write_header()
+        self._begin = self._file.tell()
+
+    def append(self, values: NDArray[Any]) -> None:
+        self._file.write(values.astype(self._dtype).tobytes())
+        self._count += len(values)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._write_header()
+        assert self._file.tell() == self._begin
+        synced(self._file)
+        self._file.close()
+
+    def _write_header(self) -> None:
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)}
+        np.lib.format.write_array_header_1_0(self._file, header)

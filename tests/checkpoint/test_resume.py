@@ -1,0 +1,56 @@
+"""Which run folders may be gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import bigtrain
+from bigtrain.checkpoint.resume import check_resume
+from bigtrain.errors import ResumeError
+from bigtrain.planner.plan import Plan, plan
+
+
+def planned(*overrides: str) -> Plan:
+    return plan(bigtrain.load_recipe("quickstart_bert", ["train.device=cpu", *overrides]))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "plan.yaml").write_text(planned().to_yaml())
+    return tmp_path
+
+
+def test_a_new_folder_and_the_same_recipe_are_fine(run: Path, tmp_path: Path) -> None:
+    check_resume(run, planned().recipe)
+    check_resume(tmp_path / "absent", planned("seed=5").recipe)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["train.steps=7", "train.tokens=3M", "train.epochs=1", "train.eval_every=5", "train.micro_batch_size=1",
+     "checkpoint.every_steps=3", "logging.every_steps=1", "memory.budget=3GiB", "cluster.devices_per_node=1"],
+)  # fmt: skip
+def test_what_does_not_change_the_mathematics_may_change(run: Path, change: str) -> None:
+    check_resume(run, planned(change).recipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [("seed=5", "seed"), ("train.dropout=0.25", "train.dropout"), ("optimizer.learning_rate=0.5", "optimizer.learning_rate"),
+     ("model.num_hidden_layers=1", "model.num_hidden_layers"), ("data.validation_fraction=0.3", "data.validation_fraction")],
+)  # fmt: skip
+def test_another_recipe_is_refused_by_key(run: Path, change: str, key: str) -> None:
+    with pytest.raises(ResumeError) as caught:
+        check_resume(run, planned(change).recipe)
+    assert str(caught.value).startswith(f"command line: {key}: ")
+    assert f"--allow {key}" in str(caught.value)
+    check_resume(run, planned(change).recipe, allowed=[key])
+    check_resume(run, planned(change).recipe, allowed=[key.split(".")[0]])
+
+
+def test_every_difference_is_told(run: Path) -> None:
+    with pytest.raises(ResumeError) as caught:
+        check_resume(run, planned("seed=5", "train.dropout=0.25").recipe)
+    assert len(caught.value.faults) == 2

@@ -1,0 +1,51 @@
+"""What this machine has, without torch."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from bigtrain.planner import hardware
+
+
+def test_the_cpu_has_a_name_and_no_more_memory_than_the_machine() -> None:
+    here = hardware.cpu()
+    assert here.kind == "cpu"
+    assert here.name
+    assert here.devices == 1
+    assert 0 < here.memory_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_cuda_is_what_torch_sees_or_more() -> None:
+    found = hardware.cuda_devices()
+    if torch.cuda.is_available():
+        assert found is not None
+        assert found.devices == torch.cuda.device_count()
+        assert found.memory_bytes == torch.cuda.get_device_properties(0).total_memory
+
+
+def test_this_machine_prefers_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = hardware.Hardware("cuda", "x", 2, 1)
+    monkeypatch.setattr(hardware, "cuda_devices", lambda: gpu)
+    assert hardware.this_machine() is gpu
+    monkeypatch.setattr(hardware, "cuda_devices", lambda: None)
+    assert hardware.this_machine().kind == "cpu"
+
+
+def test_a_driver_without_a_device_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        def cuInit(self, _flags: int) -> int:  # noqa: N802
+            return 100
+
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _name: Driver())
+    assert hardware.cuda_devices() is None
+
+
+def test_no_driver_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_name: str) -> None:
+        raise OSError
+
+    monkeypatch.setattr(hardware.ctypes, "CDLL", absent)
+    assert hardware.cuda_devices() is None

@@ -1,0 +1,71 @@
+"""What a trained model says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import bigtrain
+from bigtrain.errors import CheckpointError, DataError
+from bigtrain.training.generate import TrainedModel, continue_text, fill_masks, load_trained
+
+
+def trained(recipe: Path, folder: Path, *overrides: str) -> TrainedModel:
+    bigtrain.train(bigtrain.plan(bigtrain.load_recipe(recipe, list(overrides))), folder)
+    return load_trained(folder)
+
+
+@pytest.fixture
+def bert(tiny_recipes: dict[str, Path], tmp_path: Path) -> TrainedModel:
+    return trained(tiny_recipes["bert"], tmp_path / "bert", "train.steps=60", "train.eval_every=null")
+
+
+@pytest.fixture
+def gpt(tiny_recipes: dict[str, Path], tmp_path: Path) -> TrainedModel:
+    return trained(tiny_recipes["gpt"], tmp_path / "gpt", "train.steps=60", "train.eval_every=null")
+
+
+def test_each_mask_gets_its_guesses(bert: TrainedModel) -> None:
+    guesses = fill_masks(bert, "red [MASK] blue stone river [MASK]", choices=3)
+    assert [len(mask) for mask in guesses] == [3, 3]
+    for mask in guesses:
+        probabilities = [probability for _, probability in mask]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1 + 1e-6
+
+
+def test_a_text_without_a_mask_is_refused(bert: TrainedModel) -> None:
+    with pytest.raises(DataError, match=r"has no \[MASK\]"):
+        fill_masks(bert, "red green")
+
+
+def test_a_text_longer_than_the_model_reads_is_refused(bert: TrainedModel) -> None:
+    with pytest.raises(DataError, match="give 1 to 32"):
+        fill_masks(bert, "[MASK] " + "red " * 40)
+
+
+def test_the_text_goes_on_and_is_the_same_for_a_seed(gpt: TrainedModel) -> None:
+    one, again, other = (continue_text(gpt, "red green", tokens=12, seed=seed) for seed in (3, 3, 4))
+    assert one.startswith("red green")
+    assert len(one) > len("red green")
+    assert one == again
+    assert one != other
+
+
+def test_temperature_zero_takes_the_likeliest(gpt: TrainedModel) -> None:
+    assert continue_text(gpt, "red", tokens=8, temperature=0, seed=1) == continue_text(gpt, "red", tokens=8, temperature=0, seed=2)
+
+
+def test_a_text_may_grow_beyond_what_the_model_reads_at_once(gpt: TrainedModel) -> None:
+    assert len(continue_text(gpt, "red green blue", tokens=50, temperature=1.5, seed=1)) > 20
+
+
+def test_an_empty_prompt_is_refused(gpt: TrainedModel) -> None:
+    with pytest.raises(DataError, match="0 tokens"):
+        continue_text(gpt, "")
+
+
+def test_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        load_trained(tmp_path / "absent")

@@ -1,0 +1,217 @@
+"""The loop: the same twice, resumed bitwise, complete run folders, nothing left behind by bad input."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bigtrain
+from bigtrain.checkpoint.state import load_weights
+from bigtrain.engine import Engine
+from bigtrain.errors import BigtrainError, CheckpointError, DataError, Interrupted
+from bigtrain.training import loop
+from bigtrain.training.loop import build_plan_model
+from bigtrain.training.metrics import read_metrics
+
+
+def train(recipe: Path, folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    bigtrain.train(bigtrain.plan(bigtrain.load_recipe(recipe, list(overrides))), folder)
+    return read_metrics(folder)
+
+
+def losses(rows: list[dict[str, Any]]) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    plan = bigtrain.plan(bigtrain.load_recipe(folder / "plan.yaml"))
+    model = build_plan_model(plan)
+    load_weights(model, folder)
+    return dict(model.state_dict())
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = weights_of(one), weights_of(other)
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt"])
+def test_it_learns_and_writes_a_complete_run_folder(tiny_recipes: dict[str, Path], tmp_path: Path, family: str) -> None:
+    run = tmp_path / "run"
+    rows = train(tiny_recipes[family], run, "train.steps=40")
+    found = losses(rows)
+    assert list(found) == list(range(1, 41))
+    assert found[40] < found[1] - 0.5
+    assert {"plan.yaml", "env.json", "metrics.jsonl", "report.html", "step-00000040"} <= {f.name for f in run.iterdir()}
+    evaluations = [row for row in rows if "eval_loss" in row]
+    assert [row["step"] for row in evaluations] == [6, 12, 18, 24, 30, 36, 40]
+    assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
+    assert evaluations[-1]["eval_perplexity"] == pytest.approx(2.718281828 ** evaluations[-1]["eval_loss"], rel=1e-6)
+    assert json.loads((run / "env.json").read_text())["versions"]["torch"] == torch.__version__
+
+
+def test_a_row_holds_what_the_interface_names(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    row = train(tiny_recipes["bert"], tmp_path / "run", "train.steps=2", "train.eval_every=null")[-1]
+    names = (
+        "step tokens loss grad_norm learning_rate tokens_per_second model_flops_per_second mfu hfu allocated_bytes_peak "
+        "reserved_bytes_peak host_bytes_peak loss_scale skipped seconds"
+    )
+    assert set(names.split()) <= set(row)
+    assert row["allocated_bytes_peak"] is None
+    assert row["host_bytes_peak"] > 50e6
+    assert 0 < row["tokens"] <= 2 * 8 * 32
+    assert row["skipped"] == 0
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt"])
+def test_the_same_recipe_twice_is_bitwise_the_same_another_seed_is_not(
+    tiny_recipes: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    one, other = (losses(train(tiny_recipes[family], tmp_path / name)) for name in "ab")
+    assert one == other
+    assert same_weights(tmp_path / "a" / "step-00000012", tmp_path / "b" / "step-00000012")
+    assert losses(train(tiny_recipes[family], tmp_path / "c", "seed=7"))[2] != one[2]
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_a_run_that_is_cut_goes_on_bitwise(
+    tiny_recipes: dict[str, Path], tmp_path: Path, family: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"optimizer.name={optimizer}"
+    whole = train(tiny_recipes[family], tmp_path / "whole", name)
+    steps = 0
+    plain = Engine.step
+
+    def cut(engine: Engine, max_norm: float | None = 1.0) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 9:
+            raise KeyboardInterrupt
+        return plain(engine, max_norm)
+
+    monkeypatch.setattr(Engine, "step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_recipes[family], tmp_path / "cut", name)
+    monkeypatch.undo()
+    assert losses(train(tiny_recipes[family], tmp_path / "cut", name)) == losses(whole)
+    assert same_weights(tmp_path / "whole" / "step-00000012", tmp_path / "cut" / "step-00000012")
+
+
+def test_a_signal_saves_and_stops(tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Engine.step
+
+    def signalled(engine: Engine, max_norm: float | None = 1.0) -> Any:
+        if engine.steps_taken == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(engine, max_norm)
+
+    monkeypatch.setattr(Engine, "step", signalled)
+    with pytest.raises(Interrupted, match="SIGTERM: saved step 7"):
+        train(tiny_recipes["gpt"], tmp_path / "run")
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "step-00000007" / "manifest.json").is_file()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    resumed = losses(train(tiny_recipes["gpt"], tmp_path / "run"))
+    assert resumed == losses(train(tiny_recipes["gpt"], tmp_path / "whole"))
+
+
+def test_a_finished_run_says_so(tiny_recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=3")
+    capsys.readouterr()
+    assert train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=3") == rows
+    assert "3 steps are done already" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tiny_recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    rows = train(tiny_recipes["gpt"], run)
+    weights = run / "step-00000012" / "weights.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-5] ^= 1
+    weights.write_bytes(raw)
+    assert losses(train(tiny_recipes["gpt"], run)) == losses(rows)
+    assert "step-00000012" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("section", ["every_steps=4", "every_minutes=1e-9"])
+def test_checkpoints_by_steps_and_by_time(tiny_recipes: dict[str, Path], tmp_path: Path, section: str) -> None:
+    train(tiny_recipes["gpt"], tmp_path / "run", "checkpoint.every_steps=null", f"checkpoint.{section}", "train.steps=9")
+    saved = sorted(folder.name for folder in (tmp_path / "run").glob("step-*"))
+    assert saved == [f"step-{s:08d}" for s in ((4, 8, 9) if "steps" in section else (7, 8, 9))]
+
+
+def test_new_weights_come_from_another_run(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    train(tiny_recipes["gpt"], tmp_path / "first")
+    still = ["train.steps=1", "optimizer.learning_rate=0"]
+    for number, source in enumerate((tmp_path / "first", tmp_path / "first" / "step-00000012")):
+        run = tmp_path / f"next-{number}"
+        train(tiny_recipes["gpt"], run, f"train.init_from={source}", *still)
+        assert same_weights(run / "step-00000001", tmp_path / "first" / "step-00000012")
+    train(tiny_recipes["gpt"], tmp_path / "fresh", *still)
+    assert not same_weights(tmp_path / "fresh" / "step-00000001", tmp_path / "first" / "step-00000012")
+
+
+def test_weights_of_another_shape_are_refused_before_a_folder_is_made(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    train(tiny_recipes["gpt"], tmp_path / "first", "train.steps=1")
+    with pytest.raises(CheckpointError, match="weights of another model: "):
+        train(tiny_recipes["gpt"], tmp_path / "next", f"train.init_from={tmp_path / 'first'}", "model.hidden_size=64")
+    assert not (tmp_path / "next").exists()
+
+
+def test_a_corpus_smaller_than_a_batch_is_refused_before_a_folder_is_made(
+    tiny_recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="global_batch_size"):
+        train(tiny_recipes["gpt"], tmp_path / "run", "train.global_batch_size=100000", "train.micro_batch_size=auto")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_many_steps_that_are_not_finite(
+    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Engine.backward
+
+    def broken(engine: Engine, loss: torch.Tensor) -> None:
+        plain(engine, loss * (float("nan") if engine.steps_taken >= 6 else 1.0))
+
+    monkeypatch.setattr(Engine, "backward", broken)
+    with pytest.raises(BigtrainError, match=r"3 steps in a row .* last good checkpoint is .*step-00000005"):
+        train(tiny_recipes["gpt"], tmp_path / "run", "train.max_skipped=2")
+    rows = read_metrics(tmp_path / "run")
+    assert [row["loss"] for row in rows if "loss" in row][-3:] == ["nan", "nan", "nan"]
+    assert rows[-1]["skipped"] == 3
+
+
+@pytest.mark.parametrize("change", ["amp.precision=bf16", "train.max_grad_norm=null", "optimizer.schedule=cosine",
+                                    "train.epochs=0.3", "data.packing=false", "train.z_loss=1e-4",
+                                    "train.label_smoothing=0.1", "train.attention_dropout=0.1"])  # fmt: skip
+def test_each_setting_trains(tiny_recipes: dict[str, Path], tmp_path: Path, change: str) -> None:
+    plain = losses(train(tiny_recipes["bert"], tmp_path / "plain"))
+    changed = losses(train(tiny_recipes["bert"], tmp_path / "changed", change))
+    assert changed != plain
+    assert changed[max(changed)] < changed[1]
+
+
+def test_what_is_said_while_training(
+    tiny_recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_recipes["bert"], tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "from new weights" in out
+    assert "step 12/12  loss " in out
+    assert "evaluation at step 12: loss " in out
+    assert "than token frequencies alone (" in out
+
+
+def test_environment_names_no_secret(tiny_recipes: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "s3cret")
+    plan = bigtrain.plan(bigtrain.load_recipe(tiny_recipes["bert"]))
+    assert "s3cret" not in json.dumps(loop.environment(plan))

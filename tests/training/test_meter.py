@@ -1,0 +1,63 @@
+"""Rates are means over the steps since the last row; pauses do not count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import bigtrain
+from bigtrain.engine import StepResult
+from bigtrain.training import meter as meter_module
+from bigtrain.training.meter import Meter
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(meter_module, "time", clock)
+    monkeypatch.setattr(meter_module, "peak_flops", lambda *_: 1e9)
+    return clock
+
+
+def result(skipped: bool = False) -> StepResult:
+    return StepResult(torch.tensor(2.5, dtype=torch.float64), torch.tensor(0.5), skipped, 1e-3)
+
+
+def test_rates_and_totals(tiny_recipes: dict[str, Path], tmp_path: Path, clock: Clock) -> None:
+    plan = bigtrain.plan(bigtrain.load_recipe(tiny_recipes["bert"]))
+    meter = Meter(plan, tmp_path, tokens=1000)
+    for _ in range(4):
+        meter.count(result())
+    clock.now += 2.0
+    with meter.paused():
+        clock.now += 50.0
+    row = meter.row(result(), 4, 1800)
+    assert row["tokens_per_second"] == pytest.approx(400)
+    assert row["model_flops_per_second"] == pytest.approx(400 * plan.flops_per_token)
+    assert row["mfu"] == row["hfu"] == pytest.approx(400 * plan.flops_per_token / 1e9)
+    assert row["seconds"] == pytest.approx(2.0)
+    assert row["loss"] == 2.5
+    assert meter.seconds_left(10) == pytest.approx(5.0)
+
+
+def test_skipped_steps_are_counted_over_the_run(tiny_recipes: dict[str, Path], tmp_path: Path, clock: Clock) -> None:
+    meter = Meter(bigtrain.plan(bigtrain.load_recipe(tiny_recipes["bert"])), tmp_path, tokens=0)
+    for skipped in (False, True, True):
+        meter.count(result(skipped))
+        clock.now += 1
+    assert meter.row(result(), 3, 10)["skipped"] == 2
+    meter.count(result(True))
+    clock.now += 1
+    assert meter.row(result(), 4, 20)["skipped"] == 3

@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -73,8 +73,12 @@ def _build(recipe: Recipe, folder: Path, show_progress: bool) -> None:
     for left in aside.glob("*.aside"):  # of a killed process
         left.unlink()
     if not (aside / MANIFEST).exists():
-        with Progress("tokenizing", total_bytes(recipe.data), show_progress) as progress:
-            _tokenize(recipe, aside, progress)
+        try:
+            with Progress("tokenizing", total_bytes(recipe.data), show_progress) as progress:
+                _tokenize(recipe, aside, progress)
+        except DataError:
+            shutil.rmtree(aside)  # files that are mended have another fingerprint, so nobody would go on here
+            raise
     (aside / STATE).unlink(missing_ok=True)
     aside.rename(folder)
 
@@ -88,7 +92,6 @@ def _tokenize(recipe: Recipe, aside: Path, progress: Progress) -> None:
     state = _resumed(aside)
     _write_parts(recipe, aside, kit, state, progress)
     if identity(recipe.data, origin) != before:
-        shutil.rmtree(aside)
         raise data_error(origin, "the files changed while they were read; run again")
     write_json(aside / MANIFEST, _manifest(recipe, aside, kit, state))
     held, tokens, _ = (sum(column) for column in zip(*total_counts(state["parts"]).values(), strict=True))
@@ -115,17 +118,18 @@ def _write_parts(recipe: Recipe, aside: Path, kit: Toolkit, state: State, progre
     batches = ReadAhead(_batches(itertools.islice(stream, state["consumed"], None)), 1)
     encoded = ReadAhead(_encoded(kit.tokenizer, batches), 1)
     written = 0
-    with closing(batches), closing(encoded):
+    with closing(batches), closing(encoded), ExitStack() as files:
         for texts, encodings in encoded:
             if writer is None:
                 writer = PartWriter(aside, len(state["parts"]), kit.dtype, total_counts(state["parts"]))
+                files.callback(writer.release)
             written += writer.add(texts, encodings, kit.frame, recipe.data.validation_fraction)
             progress.update(meter.read_bytes, written)
             if writer.tokens >= SHARD_TOKENS:
                 _finish(writer, state, aside)
                 writer = None
-    if writer is not None:
-        _finish(writer, state, aside)
+        if writer is not None:
+            _finish(writer, state, aside)
 
 
 def _finish(writer: PartWriter, state: State, aside: Path) -> None:

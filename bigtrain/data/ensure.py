@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from bigtrain.config.schema import Recipe
@@ -35,6 +36,7 @@ def _prepare_in_child(recipe: Recipe) -> None:
     found = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "bigtrain.data"],
+        bufsize=0,
         stdin=subprocess.PIPE,
         pass_fds=[writing],
         env={**os.environ, "PYTHONPATH": found, FAULTS_FD: str(writing)},
@@ -42,8 +44,8 @@ def _prepare_in_child(recipe: Recipe) -> None:
     os.close(writing)
     with child, os.fdopen(reading, "rb") as pipe:
         assert child.stdin is not None
-        child.stdin.write(pickle.dumps(recipe))
-        child.stdin.flush()  # and left open: its end tells the child that this process is gone
+        with suppress(BrokenPipeError):  # a child that could not even start says so by its exit code
+            child.stdin.write(pickle.dumps(recipe))  # and left open: its end tells the child that this process is gone
         faults = pipe.read()
         code = child.wait()
     if faults:

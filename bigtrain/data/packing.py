@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -139,44 +140,43 @@ def _write(corpus: Corpus, split: Split, sequence_length: int, packing: bool, fo
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    files = [_GrowingArray(aside / f"{name}.npy", dtype) for name, dtype in _COLUMNS]
-    starts, lengths, offsets = files
     held = 0
-    offsets.append(np.zeros(1, np.int64))
-    for window in _windows(corpus, split):
-        pieces = _packed(window, sequence_length, packing)
-        starts.append(pieces.starts)
-        lengths.append(pieces.lengths)
-        offsets.append(held + np.cumsum(pieces.per_row))
-        held += len(pieces.starts)
-    for file in files:
-        file.close()
+    with ExitStack() as files:
+        starts, lengths, offsets = (
+            files.enter_context(_growing_array(aside / f"{name}.npy", dtype)) for name, dtype in _COLUMNS
+        )
+        offsets(np.zeros(1, np.int64))
+        for window in _windows(corpus, split):
+            pieces = _packed(window, sequence_length, packing)
+            starts(pieces.starts)
+            lengths(pieces.lengths)
+            offsets(held + np.cumsum(pieces.per_row))
+            held += len(pieces.starts)
     aside.rename(folder)
 
 
 _COLUMNS = (("starts", "<i8"), ("lengths", "<i4"), ("offsets", "<i8"))
 
 
-class _GrowingArray:
-    """A .npy file that is appended to. Its header leaves room for the final length, which is written at the end."""
+@contextmanager
+def _growing_array(path: Path, dtype: str) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Give a function that appends to a .npy file, whose header leaves room for the length that is known at the end."""
+    count = 0
 
-    def __init__(self, path: Path, dtype: str) -> None:
-        self._file: IO[bytes] = path.open("wb")
-        self._dtype, self._count = np.dtype(dtype), 0
-        self._write_header()
-        self._begin = self._file.tell()
+    def append(values: NDArray[Any]) -> None:
+        nonlocal count
+        file.write(values.astype(dtype).tobytes())
+        count += len(values)
 
-    def append(self, values: NDArray[Any]) -> None:
-        self._file.write(values.astype(self._dtype).tobytes())
-        self._count += len(values)
+    with path.open("wb") as file:
+        _write_header(file, dtype, count)
+        begin = file.tell()
+        yield append
+        file.seek(0)
+        _write_header(file, dtype, count)
+        assert file.tell() == begin
+        synced(file)
 
-    def close(self) -> None:
-        self._file.seek(0)
-        self._write_header()
-        assert self._file.tell() == self._begin
-        synced(self._file)
-        self._file.close()
 
-    def _write_header(self) -> None:
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
+def _write_header(file: IO[bytes], dtype: str, count: int) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": (count,)})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bigtrain.config.schema import Family
 from bigtrain.data.cache import synced
@@ -37,11 +38,10 @@ def frame_of(family: Family, special: SpecialTokens) -> Frame:
     return Frame([special.bos], [special.eos])
 
 
-def split_of(document: int, validation_fraction: float) -> Split:
-    """Return the split of a document, a pure function of its number. The first trains, the second evaluates."""
-    if document < len(SPLITS):
-        return SPLITS[document]
-    return "validation" if int(key_of(document)[0]) < validation_fraction * 2**64 else "train"
+def held_out(documents: NDArray[np.int64], validation_fraction: float) -> NDArray[np.bool_]:
+    """Return which documents evaluate, a pure function of their numbers. The first trains, the second evaluates."""
+    chosen: NDArray[np.bool_] = key_of(documents.astype(np.uint64)) < validation_fraction * 2.0**64
+    return np.where(documents < len(SPLITS), documents == 1, chosen)
 
 
 class PartWriter:
@@ -67,17 +67,16 @@ class PartWriter:
         ids: dict[Split, list[int]] = {split: [] for split in SPLITS}
         lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
         sizes = dict.fromkeys(SPLITS, 0)
-        document = sum(self._before[split].documents + self.counts[split].documents for split in SPLITS)
-        for text, encoding in zip(texts, encodings, strict=True):
-            if not (content := encoding.ids):
-                continue
-            split = split_of(document, validation_fraction)
+        kept = [(text, content) for text, encoding in zip(texts, encodings, strict=True) if (content := encoding.ids)]
+        first = sum(self._before[split].documents + self.counts[split].documents for split in SPLITS)
+        evaluating = held_out(np.arange(first, first + len(kept)), validation_fraction).tolist()
+        for (text, content), evaluates in zip(kept, evaluating, strict=True):
+            split = SPLITS[evaluates]
             ids[split] += frame.before
             ids[split] += content
             ids[split] += frame.after
             lengths[split].append(len(content) + len(frame.before) + len(frame.after))
             sizes[split] += len(text) if text.isascii() else len(text.encode())
-            document += 1
         self.consumed += len(texts)
         for split in SPLITS:
             self._append(split, ids[split], lengths[split], sizes[split])
@@ -87,6 +86,11 @@ class PartWriter:
         """Bring all to the disk and return the part's facts: `files`, each with bytes and sha256, and `splits`."""
         files = dict(file.close() for file in (*self._tokens.values(), *self._offsets.values()))
         return {"files": files, "splits": {split: count._asdict() for split, count in self.counts.items()}}
+
+    def release(self) -> None:
+        """Close the files, finished or not."""
+        for file in (*self._tokens.values(), *self._offsets.values()):
+            file.release()
 
     def _append(self, split: Split, ids: list[int], lengths: list[int], size: int) -> None:
         counts = self.counts[split]
@@ -111,16 +115,19 @@ def _sum(one: SplitCounts, other: SplitCounts) -> SplitCounts:
 
 class _Digested:
     def __init__(self, path: Path) -> None:
-        self.file = path.open("wb")
+        self._file = path.open("wb")
         self._name, self._digest, self._bytes = path.name, hashlib.sha256(), 0
+
+    def release(self) -> None:
+        self._file.close()
 
     def write(self, values: np.ndarray[Any, Any]) -> None:
         content = values.tobytes()
-        self.file.write(content)
+        self._file.write(content)
         self._digest.update(content)
         self._bytes += len(content)
 
     def close(self) -> tuple[str, dict[str, Any]]:
-        synced(self.file)
-        self.file.close()
+        synced(self._file)
+        self.release()
         return self._name, {"bytes": self._bytes, "sha256": self._digest.hexdigest()}

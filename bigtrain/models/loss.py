@@ -93,20 +93,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         wanted = [differentiable and need for need in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden_MW.device.type, enabled=False):
-            loss, grads = _loss_and_gradients(hidden_MW, weight_VW, bias_V, labels_M, terms, chunk, dtype, wanted)
-        ctx.grads = grads
+            total, ctx.grads = _sum_and_gradients(hidden_MW, weight_VW, bias_V, labels_M, terms, chunk, dtype, wanted)
+        ctx.dtypes = [hidden_MW.dtype, weight_VW.dtype, None if bias_V is None else bias_V.dtype]
+        ctx.scale = 1 / max(labels_M.shape[0], 1)
+        loss: Tensor = total * ctx.scale
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("the loss was differentiated twice; its gradients are used up by the first backward")
-        grads = [grad if grad is None else grad.mul_(grad_loss) for grad in ctx.grads]
+        # The mean is taken here: taken in the slopes it would make them underflow in fp16, before any loss scale.
+        factor, pairs = grad_loss * ctx.scale, zip(ctx.grads, ctx.dtypes, strict=True)
+        grads = [None if grad is None else grad.mul_(factor).to(dtype) for grad, dtype in pairs]
         ctx.grads = None
         return (*grads, None, None, None, None, None)
 
 
-def _loss_and_gradients(
+def _sum_and_gradients(
     hidden_MW: Tensor,
     weight_VW: Tensor,
     bias_V: Tensor | None,
@@ -116,16 +120,17 @@ def _loss_and_gradients(
     dtype: torch.dtype,
     wanted: list[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the sum of the loss over the labels, and its gradients: the hidden states' in their own dtype."""
     sum_dtype = _sum_dtype(hidden_MW)
     grad_hidden = torch.empty_like(hidden_MW) if wanted[0] else None
     grad_weight = torch.zeros_like(weight_VW, dtype=sum_dtype) if wanted[1] else None
     grad_bias = torch.zeros_like(bias_V, dtype=sum_dtype) if wanted[2] and bias_V is not None else None
-    scale, loss = 1 / max(labels_M.shape[0], 1), _zeros(hidden_MW)
+    total = _zeros(hidden_MW)
     product_weight_VW, buffer = weight_VW.to(dtype), _buffer(hidden_MW, weight_VW, chunk)
     for rows in _chunks(labels_M.shape[0], chunk):
         hidden_CW = hidden_MW[rows].to(dtype)
         logits_CV = _logits(hidden_CW, product_weight_VW, bias_V, terms.vocab_size, buffer)
-        loss += _chunk_loss(logits_CV, labels_M[rows], terms, scale, gradient=any(wanted))
+        total += _chunk_sum(logits_CV, labels_M[rows], terms, gradient=any(wanted))
         slopes_CV = logits_CV.to(dtype)
         if grad_hidden is not None:
             grad_hidden[rows] = slopes_CV @ product_weight_VW
@@ -133,11 +138,7 @@ def _loss_and_gradients(
             _add_product(grad_weight, slopes_CV, hidden_CW, first=rows.start == 0)
         if grad_bias is not None:
             grad_bias += logits_CV.sum(0)
-    grads = [grad_hidden, grad_weight, grad_bias]
-    inputs = (hidden_MW, weight_VW, bias_V)
-    return loss, [
-        grad if grad is None or x is None else grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)
-    ]
+    return total, [grad_hidden, grad_weight, grad_bias]
 
 
 def _chunks(total: int, longest: int) -> list[slice]:
@@ -166,24 +167,23 @@ def _logits(hidden_CW: Tensor, weight_VW: Tensor, bias_V: Tensor | None, vocab_s
     return logits_CV
 
 
-def _chunk_loss(logits_CV: Tensor, labels_C: Tensor, terms: Terms, scale: float, *, gradient: bool) -> Tensor:
-    """Return the chunk's share of the loss; with `gradient`, leave the loss's slopes where the logits were."""
+def _chunk_sum(logits_CV: Tensor, labels_C: Tensor, terms: Terms, *, gradient: bool) -> Tensor:
+    """Return the sum of the chunk's losses; with `gradient`, leave its slopes where the logits were."""
     index_C1, smoothing = labels_C[:, None], terms.label_smoothing
     expected_C = logits_CV.gather(1, index_C1)[:, 0]
     if smoothing:
         expected_C = expected_C.lerp(logits_CV[:, : terms.vocab_size].mean(1), smoothing)
     highest_C1 = logits_CV.amax(1, keepdim=True)
     logits_CV.sub_(highest_C1).exp_()
-    total_C1 = logits_CV.sum(1, keepdim=True)
-    partition_C = (total_C1.log() + highest_C1)[:, 0]
-    loss = (partition_C - expected_C + terms.z_loss * partition_C.square()).sum() * scale
+    normalizer_C1 = logits_CV.sum(1, keepdim=True)
+    partition_C = (normalizer_C1.log() + highest_C1)[:, 0]
+    total = (partition_C - expected_C + terms.z_loss * partition_C.square()).sum()
     if gradient:
-        factor_C = scale * (1 + 2 * terms.z_loss * partition_C)
-        logits_CV.mul_(factor_C[:, None] / total_C1)
+        logits_CV.mul_((1 + 2 * terms.z_loss * partition_C)[:, None] / normalizer_C1)
         if smoothing:
-            logits_CV[:, : terms.vocab_size] -= scale * smoothing / terms.vocab_size
-        logits_CV.scatter_add_(1, index_C1, torch.full_like(total_C1, -scale * (1 - smoothing)))
-    return loss
+            logits_CV[:, : terms.vocab_size] -= smoothing / terms.vocab_size
+        logits_CV.scatter_add_(1, index_C1, torch.full_like(normalizer_C1, smoothing - 1))
+    return total
 
 
 def _add_product(grad_VW: Tensor, slopes_CV: Tensor, hidden_CW: Tensor, *, first: bool) -> None:

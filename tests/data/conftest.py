@@ -24,7 +24,9 @@ def recipe(family: str = "bert", vocab_size: int | str = "auto", objective: str 
         name="test",
         model=ModelSection.model_validate({"family": family, "vocab_size": vocab_size, **shape}),
         data=DataSection.model_validate({"vocab_size": VOCABULARY, "sequence_length": 32, **data}),
-        train=TrainSection.model_validate({"objective": objective or ("mlm" if family == "bert" else "clm"), "steps": 1}),
+        train=TrainSection.model_validate(
+            {"objective": objective or ("mlm" if family == "bert" else "clm"), "steps": 1}
+        ),
         optimizer=OptimizerSection(learning_rate=1e-3),
     )
     made._origins = {"data": "recipe.yaml:5", "data.source": "recipe.yaml:6", "data.tokenizer": "recipe.yaml:7"}
@@ -33,10 +35,12 @@ def recipe(family: str = "bert", vocab_size: int | str = "auto", objective: str 
 
 def story(count: int, seed: int = 0) -> list[str]:
     """Documents of a few lines, of very different lengths."""
-    words = "the a small red old fox dog house river runs sees finds under over again never and then".split()
+    words = "the a small red old fox dog house river runs sees finds under over again never and then"
     generator = np.random.default_rng(seed)
     lengths = 1 + generator.geometric(0.04, count)
-    return [f"{number}. " + " ".join(generator.choice(words, length)) + "." for number, length in enumerate(lengths)]
+    return [
+        f"{number}. " + " ".join(generator.choice(words.split(), length)) + "." for number, length in enumerate(lengths)
+    ]
 
 
 @pytest.fixture(scope="session", name="story")

@@ -28,7 +28,14 @@ def fault(path: Path, content: str | bytes, column: str = "text") -> str:
 
 @pytest.mark.parametrize(
     ("name", "known"),
-    [("a.txt", ".txt"), ("A.TXT", ".txt"), ("a.json.gz", ".json"), ("b.jsonl.zst", ".jsonl"), ("c.md", None), ("gz", None)],
+    [
+        ("a.txt", ".txt"),
+        ("A.TXT", ".txt"),
+        ("a.json.gz", ".json"),
+        ("b.jsonl.zst", ".jsonl"),
+        ("c.md", None),
+        ("gz", None),
+    ],
 )
 def test_file_format(name: str, known: str | None) -> None:
     assert file_format(Path(name)) == known
@@ -65,7 +72,8 @@ def test_cut_at_lines() -> None:
 
 
 def test_json_lines(tmp_path: Path) -> None:
-    content = '{"text": "one", "id": 1}\n\n{"id": 2, "text": "two\\n\\nlines"}\r\n{"text": ""}\n{"text": "\u00e9 \\ud83d\\ude00"}'
+    content = '{"text": "one", "id": 1}\n\n{"id": 2, "text": "two\\n\\nlines"}\r\n{"text": ""}\n'
+    content += '{"text": "\u00e9 \\ud83d\\ude00"}'
     assert read(tmp_path / "a.jsonl", content) == ["one", "two\n\nlines", "\u00e9 \U0001f600"]
     assert read(tmp_path / "a.jsonl", '{"body": "x"}\n', "body") == ["x"]
 
@@ -73,7 +81,9 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_csv(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([["id", "text"], [1, "one, with a comma"], [2, 'two\n"lines"'], [3, ""], [4, "four"]])
+        csv.writer(file).writerows(
+            [["id", "text"], [1, "one, with a comma"], [2, 'two\n"lines"'], [3, ""], [4, "four"]]
+        )
     assert list(read_documents(path, "text", Meter())) == ["one, with a comma", 'two\n"lines"', "four"]
 
 
@@ -113,7 +123,11 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a"}\n["b"]\n', "a.jsonl:2: data.source: a list stands where a JSON object"),
         ("a.jsonl", '{"id": 1, "body": "a"}\n', "a.jsonl:1: data.text_column: no column 'text'; there are: id, body"),
         ("a.jsonl", "{}\n", "a.jsonl:1: data.text_column: no column 'text'; there are: none"),
-        ("a.jsonl", '{"text": "a"}\n{"text": null}\n', "a.jsonl:2: data.text_column: column 'text' holds null, not text"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text": null}\n',
+            "a.jsonl:2: data.text_column: column 'text' holds null, not text",
+        ),
         ("a.jsonl", '{"text": 3}\n', "a.jsonl:1: data.text_column: column 'text' holds a number, not text"),
         ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: data.text_column: column 'text' holds half of a surrogate"),
         ("a.csv", "id,body\n1,a\n", "a.csv:1: data.text_column: no column 'text'; there are: id, body"),
@@ -143,5 +157,5 @@ def test_json_types_have_names(value: object) -> None:
 
 def test_text_of() -> None:
     assert text_of({"text": "a"}, "text", "here") == "a"
-    with pytest.raises(DataError, match="^here: data.source: a text stands where"):
+    with pytest.raises(DataError, match=r"^here: data.source: a text stands where"):
         text_of("a", "text", "here")

@@ -78,7 +78,9 @@ def test_faults(tmp_path: Path, name: str, table: pa.Table, fault: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-@pytest.mark.parametrize("content", [b"no table at all, but long enough to be read", b"PAR1", b"ARROW1\0\0", b"\xff" * 40])
+@pytest.mark.parametrize(
+    "content", [b"no table at all, but long enough to be read", b"PAR1", b"ARROW1\0\0", b"\xff" * 40]
+)
 def test_no_table(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as raised:
@@ -96,7 +98,9 @@ def test_truncated(tmp_path: Path, name: str) -> None:
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    wrong = pa.Array.from_buffers(pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff")])
+    wrong = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff")]
+    )
     path = write(tmp_path / "file.arrow", pa.table({"text": wrong}))
-    with pytest.raises(DataError, match="cannot be read as .arrow"):
+    with pytest.raises(DataError, match=r"cannot be read as .arrow"):
         list(table_texts(path, ".arrow", "text", Meter()))

@@ -91,7 +91,7 @@ def test_no_tokenizer(tmp_path: Path, content: bytes) -> None:
 
 
 def test_ids_that_are_no_numbers(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no tokenizer.json"):
+    with pytest.raises(DataError, match=r"no tokenizer.json"):
         vocabulary_size(str(write(tmp_path / "t.json", {"a": "b"})))
 
 

@@ -178,7 +178,7 @@ def test_fp32_never_calls_the_kernel(torch_seed, kernel):
 def test_the_installed_kernel_has_a_spelling_of_causal():
     parameters = set(inspect.signature(attention.varlen_attn).parameters)
     assert parameters & {"is_causal", "window_size"}
-    assert attention.VARLEN_PARAMETERS == parameters
+    assert parameters == attention.VARLEN_PARAMETERS
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -168,7 +169,7 @@ def test_tensors_are_contiguous_and_own_their_memory_once(config, model):
     _, tensors = to_hugging_face(config, model.state_dict())
     assert all(tensor.is_contiguous() for tensor in tensors.values())
     spans = sorted((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in tensors.values())
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 HEADS = {"bert": "cls.predictions.decoder.weight", "gpt": "lm_head.weight", "llama": "lm_head.weight"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from bigtrain.models import layers
@@ -149,6 +150,14 @@ def test_dropout_acts_in_training_only(torch_seed, tiny, name):
     assert not torch.equal(block(*inputs), block(*inputs))
     block.eval()
     assert torch.equal(block(*inputs), block(*inputs))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_can_be_traced_on_fake_tensors(tiny, family):
+    with FakeTensorMode():
+        block, inputs = block_and_inputs(tiny(family))
+        block(*inputs).sum().backward()
+    assert inputs[0].grad.shape == (sum(LENGTHS), 32)
 
 
 @compiles

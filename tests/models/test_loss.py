@@ -190,6 +190,17 @@ def test_bf16_inputs_get_bf16_gradients_that_were_summed_in_fp32(torch_seed):
     torch.testing.assert_close([grad.float() for grad in found], list(right), rtol=5e-2, atol=2e-3)
 
 
+def test_fp16_slopes_do_not_vanish_before_the_loss_scale(torch_seed):
+    """Of 4,096 labels each has a share of 2.4e-4: times a probability, less than fp16 can hold."""
+    hidden, weight, bias, labels = inputs(4096)
+    value = linear_cross_entropy(hidden, weight * 0.01, bias.detach() * 0, labels, vocab_size=VOCABULARY)
+    right = torch.autograd.grad(value, hidden)[0]
+    half = weight.detach().half().mul(0.01).requires_grad_()
+    value = linear_cross_entropy(hidden.half(), half, None, labels, vocab_size=VOCABULARY) * 65536
+    found = torch.autograd.grad(value, hidden)[0] / 65536
+    torch.testing.assert_close(found, right, rtol=0.05, atol=0.02 * right.abs().max().item())
+
+
 @pytest.mark.parametrize("total", (0, 1, 5, 12, 13, 100))
 @pytest.mark.parametrize("longest", (1, 4, 12, 1000))
 def test_chunks_cover_every_position_once_and_evenly(total, longest):

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigtrain.batch import IGNORED_LABEL
+from bigtrain.data.hashing import key_of
+from bigtrain.data.masking import Masked, mask_rows
+
+MASK = 4
+ORDINARY = np.arange(5, 1000)
+
+
+def rows_of(count: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ordinary tokens whose first and last token is special, and whose end is padding here and there."""
+    generator = np.random.default_rng(seed)
+    ids = generator.choice(ORDINARY, (count, width))
+    ends = generator.integers(width // 2, width + 1, count)
+    ids[np.arange(width) >= ends[:, None]] = 0
+    ids[:, 0] = 2
+    return ids, ids >= 5
+
+
+def mask(ids: np.ndarray, maskable: np.ndarray, probability: float = 0.15, epoch: int = 0, first: int = 0) -> Masked:
+    keys = key_of(1, epoch, np.arange(first, first + len(ids), dtype=np.uint64))
+    return mask_rows(ids, maskable, keys, probability, MASK, ORDINARY)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(2, 70), st.floats(0.01, 0.99))
+def test_exactly_the_share_of_each_row(count: int, width: int, probability: float) -> None:
+    ids, maskable = rows_of(count, width)
+    chosen = mask(ids, maskable, probability).labels != IGNORED_LABEL
+    available = maskable.sum(axis=1)
+    expected = [max(1, round(probability * n)) if n else 0 for n in available.tolist()]
+    assert chosen.sum(axis=1).tolist() == expected
+    assert not (chosen & ~maskable).any()
+
+
+def test_labels_are_the_original_tokens_and_the_rest_is_untouched() -> None:
+    ids, maskable = rows_of(20, 64)
+    before = ids.copy()
+    masked = mask(ids, maskable)
+    chosen = masked.labels != IGNORED_LABEL
+    assert np.array_equal(masked.labels[chosen], ids[chosen])
+    assert np.array_equal(masked.input_ids[~chosen], ids[~chosen])
+    assert np.array_equal(ids, before)
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
+    ids, maskable = rows_of(12, 64)
+    together = mask(ids, maskable)
+    for row in range(12):
+        alone = mask(ids[row : row + 1], maskable[row : row + 1], first=row)
+        assert np.array_equal(alone.input_ids[0], together.input_ids[row])
+        assert np.array_equal(alone.labels[0], together.labels[row])
+
+
+def test_epochs_hide_other_tokens() -> None:
+    ids, maskable = rows_of(50, 128)
+    one, other = (mask(ids, maskable, epoch=epoch).labels != IGNORED_LABEL for epoch in (0, 1))
+    assert 0.08 < (one & other).sum() / one.sum() < 0.22
+    assert np.array_equal(mask(ids, maskable).input_ids, mask(ids, maskable).input_ids)
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[np.ndarray, Masked]:
+    ids = np.random.default_rng(3).choice(ORDINARY, (3000, 128))
+    return ids, mask(ids, np.ones_like(ids, bool))
+
+
+def test_eighty_ten_ten(many: tuple[np.ndarray, Masked]) -> None:
+    ids, masked = many
+    chosen = masked.labels != IGNORED_LABEL
+    count = chosen.sum()
+    hidden, kept = (masked.input_ids[chosen] == MASK).mean(), (masked.input_ids[chosen] == ids[chosen]).mean()
+    for share, expected in ((hidden, 0.8), (kept, 0.1), (1 - hidden - kept, 0.1)):
+        # One of 995 replacements is the token itself.
+        assert abs(share - expected) < 4 * (expected * (1 - expected) / count) ** 0.5 + 0.001
+
+
+def test_replacements_are_even_and_never_special(many: tuple[np.ndarray, Masked]) -> None:
+    ids, masked = many
+    replaced = masked.input_ids[(masked.input_ids != ids) & (masked.input_ids != MASK)]
+    assert replaced.min() >= 5
+    assert replaced.max() < 1000
+    halves = np.bincount((replaced - 5) * 10 // 995, minlength=10) / len(replaced)
+    assert abs(halves - 0.1).max() < 0.02
+
+
+def test_positions_are_even(many: tuple[np.ndarray, Masked]) -> None:
+    _, masked = many
+    by_position = (masked.labels != IGNORED_LABEL).mean(axis=0)
+    share = 19 / 128
+    assert abs(by_position - share).max() < 5 * (share * (1 - share) / 3000) ** 0.5
+
+
+def test_rows_without_a_maskable_token() -> None:
+    ids = np.array([[2, 3, 0], [2, 7, 3]])
+    masked = mask(ids, ids >= 5)
+    assert masked.labels.tolist() == [[IGNORED_LABEL] * 3, [IGNORED_LABEL, 7, IGNORED_LABEL]]
+    nothing = mask(ids[:1], ids[:1] >= 5)
+    assert nothing.labels.tolist() == [[IGNORED_LABEL] * 3]
+    assert nothing.input_ids.tolist() == ids[:1].tolist()

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bigtrain.data.shards import TokenRuns, open_shard
+
+
+def write(folder: Path, name: str, start: int, documents: list[list[int]], dtype: str = "uint16") -> None:
+    tokens = np.array([token for document in documents for token in document], dtype)
+    tokens.tofile(folder / f"{name}.tokens")
+    offsets = start + np.cumsum([0, *map(len, documents)])
+    offsets.astype(np.uint64).tofile(folder / f"{name}.offsets")
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_open_shard(tmp_path: Path, dtype: str) -> None:
+    write(tmp_path, "train-00000", 100, [[1, 2], [60_000]], dtype)
+    shard = open_shard(tmp_path, "train-00000", dtype)
+    assert shard.tokens.tolist() == [1, 2, 60_000]
+    assert shard.offsets.tolist() == [100, 102, 103]
+    assert shard.tokens.dtype == dtype
+    assert not shard.tokens.flags.writeable
+
+
+def test_empty_shard(tmp_path: Path) -> None:
+    write(tmp_path, "validation-00000", 7, [])
+    shard = open_shard(tmp_path, "validation-00000", "uint16")
+    assert len(shard.tokens) == 0
+    assert shard.offsets.tolist() == [7]
+
+
+def test_runs_across_shards(tmp_path: Path) -> None:
+    write(tmp_path, "a", 0, [[0, 1, 2], [3, 4]])
+    write(tmp_path, "b", 5, [])
+    write(tmp_path, "c", 5, [[5, 6], [7]])
+    runs = TokenRuns([open_shard(tmp_path, name, "uint16") for name in "abc"])
+    assert runs.read(np.array([0, 3, 5, 7]), np.array([3, 2, 2, 1])).tolist() == list(range(8))
+    assert runs.read(np.array([6, 1, 4]), np.array([1, 2, 1])).tolist() == [6, 1, 2, 4]
+    assert runs.read(np.array([2, 2]), np.array([1, 1])).tolist() == [2, 2]

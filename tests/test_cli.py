@@ -1,0 +1,132 @@
+"""The command line from outside: what each command prints, exit codes, one line a fault."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bigtrain
+
+
+def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bigtrain", *map(str, argv)], capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_command() -> None:
+    shown = run("--help")
+    assert shown.returncode == 0
+    for command in ("launch", "plan", "prepare", "eval", "generate", "recipes", "doctor"):
+        assert command in shown.stdout
+
+
+def test_recipes_are_listed_shown_and_copied(tmp_path: Path) -> None:
+    listed = run("recipes")
+    assert listed.returncode == 0
+    assert "quickstart_bert" in listed.stdout
+    assert "bert_large_phase2" in listed.stdout
+    shown = run("recipes", "show", "bert_large").stdout
+    assert run("recipes", "copy", "bert_large", tmp_path / "mine.yaml").returncode == 0
+    assert (tmp_path / "mine.yaml").read_text() == shown
+    again = run("recipes", "copy", "gpt_7b", tmp_path / "mine.yaml")
+    assert again.returncode == 2
+    assert (tmp_path / "mine.yaml").read_text() == shown
+    assert "did you mean 'bert_large'" in run("recipes", "show", "bert_larg").stderr
+
+
+def test_a_plan_as_text_as_json_and_as_a_file(tmp_path: Path) -> None:
+    text = run("plan", "bert_large", "train.device=cpu").stdout
+    assert "335,174,458 parameters" in text
+    shown = json.loads(run("plan", "bert_large", "train.device=cpu", "--json", "--output", tmp_path / "plan.yaml").stdout)
+    assert shown["parameters"] == 335174458
+    assert shown["memory"]["by_cause"]["weights"] == 4 * (335174458 + 38 * 1025)
+    assert shown["choice"]["micro_batch_size"] * shown["choice"]["accumulation_steps"] == 256
+    again = json.loads(run("plan", tmp_path / "plan.yaml", "--json").stdout)
+    assert again["choice"] == shown["choice"]
+
+
+def test_a_dry_run_prints_recipe_and_plan_and_makes_nothing(tmp_path: Path) -> None:
+    shown = run("launch", "quickstart_bert", "--dry-run", "--run-dir", tmp_path / "run")
+    assert shown.returncode == 0
+    assert "micro_batch_size: 8" in shown.stdout
+    assert "model state" in shown.stdout
+    assert not (tmp_path / "run").exists()
+
+
+BAD = {
+    "train.micro_batchsize=4": "micro_batch_size",
+    "memory.budget=24": "GiB",
+    "train.global_batch_size=eight": "global_batch_size",
+    "model.num_attention_heads=5": "num_attention_heads",
+    "train.masking_probability=1.5": "masking_probability",
+    "data.source=no/such/folder": "no/such/folder",
+    "optimizer.name=lam": "lamb",
+    "train.device=tpu": "cuda",
+    "recompute.policy=ful": "full",
+    "sharding.zero_stage=2": "zero_stage",
+    "data.sequence_length=128 model.max_position_embeddings=64": "max_position_embeddings",
+    "optimizer.warmup_steps=9000": "warmup_steps",
+    "nonsense": "key=value",
+    "cluster.devices_per_node=2 train.global_batch_size=7 train.micro_batch_size=1": "global_batch_size",
+}
+
+
+@pytest.mark.parametrize("edits", BAD)
+def test_wrong_input_is_one_line_and_exit_2(tmp_path: Path, edits: str) -> None:
+    refused = run("launch", "quickstart_bert", *edits.split(), "--run-dir", tmp_path / "run")
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert refused.stderr.startswith("error: command line: ")
+    assert BAD[edits] in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+    recipe = tmp_path / "bad.yaml"
+    recipe.write_text("model: {family: brt}\ntrain: {objective: mlm, stps: 5}\noptimizer: {learning_rate: fast}\n")
+    refused = run("launch", recipe)
+    lines = refused.stderr.splitlines()
+    assert refused.returncode == 2
+    assert [line.split(": ")[1].removeprefix(str(tmp_path)) for line in lines] == ["/bad.yaml:1", "/bad.yaml:2", "/bad.yaml:3"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [(["launch"], "RECIPE"), (["nonsense"], "nonsense"), (["generate", "x"], "--prompt"), (["plan", "x", "--nosuch"], "--nosuch"),
+     (["launch", "no_such.yaml"], "no such file"), (["generate", "no/run", "--prompt", "x"], "no/run"),
+     (["eval", "no/run"], "no/run")],
+)  # fmt: skip
+def test_wrong_arguments_are_one_line_and_exit_2(argv: list[str], word: str) -> None:
+    refused = run(*argv)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert refused.stderr.startswith("error: ")
+    assert word in refused.stderr
+
+
+def test_prepare_launch_eval_generate(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    prepared = run("prepare", tiny_recipes["bert"])
+    assert prepared.returncode == 0
+    assert "tokens to train on" in prepared.stdout
+    launched = run("launch", tiny_recipes["bert"], "train.steps=3", "--run-dir", folder)
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stderr == ""
+    assert "bigtrain generate" in launched.stdout
+    evaluated = json.loads(run("eval", folder).stdout)
+    assert evaluated["step"] == 3
+    filled = run("generate", folder, "--prompt", "red [MASK] blue")
+    assert filled.stdout.startswith("[MASK] 1: ")
+    refused = run("generate", folder, "--prompt", "no mask here")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+def test_the_public_names_are_there() -> None:
+    for name in bigtrain.__all__:
+        assert getattr(bigtrain, name) is not None
+    assert set(bigtrain.__all__) <= set(dir(bigtrain))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = bigtrain.nonsense

@@ -1,0 +1,136 @@
+"""The launcher: checks first, one process for the work, its exit code, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import bigtrain
+from bigtrain.errors import RecipeError, ResumeError
+from bigtrain.launcher import check_init_from, launch
+from bigtrain.planner.plan import Plan
+
+
+def planned(recipe: Path, *overrides: str) -> Plan:
+    return bigtrain.plan(bigtrain.load_recipe(recipe, list(overrides)))
+
+
+def start(recipe: Path, run: Path, *overrides: str) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-m", "bigtrain", "launch", str(recipe), *overrides, "--run-dir", str(run)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_steps(run: Path, steps: int) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        path = run / "metrics.jsonl"
+        if path.is_file() and len(path.read_text().splitlines()) >= steps:
+            return
+        time.sleep(0.05)
+    pytest.fail("no steps within two minutes")
+
+
+def workers(launcher: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = status.read_text()
+        except OSError:
+            continue
+        if f"\nPPid:\t{launcher}\n" in text:
+            found.append(int(status.parent.name))
+    return found
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_a_run_in_a_process_of_its_own(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    assert launch(planned(tiny_recipes["gpt"], "train.steps=3"), tmp_path / "run") == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
+
+
+def test_the_process_and_the_library_give_the_same_losses(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    plan = planned(tiny_recipes["bert"], "train.steps=4")
+    launch(plan, tmp_path / "launched")
+    bigtrain.train(plan, tmp_path / "called")
+    one, other = (
+        [json.loads(line).get("loss") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("launched", "called")
+    )
+    assert one == other
+
+
+def test_another_recipe_in_the_folder_is_refused(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    assert launch(planned(tiny_recipes["gpt"], "train.steps=2"), tmp_path / "run") == 0
+    with pytest.raises(ResumeError, match="seed"):
+        launch(planned(tiny_recipes["gpt"], "seed=9"), tmp_path / "run")
+    assert launch(planned(tiny_recipes["gpt"], "seed=9", "train.steps=3"), tmp_path / "run", allowed=["seed"]) == 0
+
+
+def test_init_from_nothing_is_refused(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    plan = planned(tiny_recipes["gpt"], f"train.init_from={tmp_path / 'absent'}")
+    with pytest.raises(RecipeError, match=r"^command line: train.init_from: .*absent: holds no checkpoint"):
+        check_init_from(plan)
+    with pytest.raises(RecipeError):
+        launch(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_worker_finds_wrong_is_one_line_and_exit_2(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "bigtrain", "launch", str(tiny_recipes["gpt"]), "train.global_batch_size=100000",
+            "train.micro_batch_size=auto", "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    ran = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert len(ran.stderr.splitlines()) == 1
+    assert ran.stderr.startswith("error: ")
+    assert "global_batch_size" in ran.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(tiny_recipes["gpt"], run, "train.steps=100000")
+    wait_for_steps(run, 3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    saved = max(int(folder.name.removeprefix("step-")) for folder in run.glob("step-*"))
+    assert f"saved step {saved}" in output
+    assert launch(planned(tiny_recipes["gpt"], f"train.steps={saved + 2}"), run) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_a_killed_launcher_takes_its_worker_with_it(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    process = start(tiny_recipes["gpt"], tmp_path / "run", "train.steps=100000")
+    wait_for_steps(tmp_path / "run", 2)
+    children = workers(process.pid)
+    assert children
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 5
+    while any(map(is_alive, children)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(is_alive, children))
+
+
+def test_a_worker_that_crashes_is_a_fault(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(tiny_recipes["gpt"], run, "train.steps=100000")
+    wait_for_steps(run, 2)
+    for child in workers(process.pid):
+        os.kill(child, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL

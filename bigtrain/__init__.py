@@ -1,8 +1,8 @@
 """Pretrain BERT- and GPT-class models in the least memory, at the highest speed, on what you have.
 
-    recipe = bigtrain.load_recipe("recipes/bert_large.yaml", ["train.steps=10"])
-    plan = bigtrain.plan(recipe)
-    bigtrain.train(plan, "runs/x")
+recipe = bigtrain.load_recipe("recipes/bert_large.yaml", ["train.steps=10"])
+plan = bigtrain.plan(recipe)
+bigtrain.train(plan, "runs/x")
 """
 
 from __future__ import annotations

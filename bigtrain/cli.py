@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,10 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-UsageFault = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+UsageFault: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What wrong arguments raise; newer versions of Typer bring their own copy of click, so its name has no fixed home."""
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, such as train.steps=20.")
 ]
@@ -82,7 +84,8 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     loaded = _load(recipe, overrides)
     corpus = ensure_prepared(loaded)
     counts = corpus.counts("train")
-    print(f"{corpus.folder}: {counts.documents:,} documents, {counts.tokens:,} tokens to train on; next: bigtrain launch {recipe}")
+    print(f"{corpus.folder}: {counts.documents:,} documents, {counts.tokens:,} tokens to train on")
+    print(f"next: bigtrain launch {recipe}")
 
 
 @app.command(name="eval")
@@ -175,7 +178,7 @@ def main() -> None:
     except typer.Abort:
         code = 130
     except UsageFault as error:
-        print(f"error: command line: {error.format_message()}; see bigtrain --help", file=sys.stderr)
+        print(f"error: command line: {error.format_message().rstrip('.')}; see bigtrain --help", file=sys.stderr)
         code = 2
     sys.exit(code)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from bigtrain.config.schema import DataSection
 from bigtrain.data.cache import cache_folder
 from bigtrain.planner.hardware import cpu, cuda_devices
-from bigtrain.units import format_bytes, format_count
+from bigtrain.units import format_bytes, format_flops
 
 PYTHONS = ((3, 11), (3, 13))
 TORCHES = ((2, 11), (2, 13))
@@ -65,7 +65,9 @@ def _torch() -> Finding:
 
 def _devices() -> Iterator[Finding]:
     host, gpus = cpu(), cuda_devices()
-    yield Finding("ok", "CPU", f"{host.name}, {os.cpu_count()} cores, {format_bytes(host.memory_bytes)} for this process")
+    yield Finding(
+        "ok", "CPU", f"{host.name}, {os.cpu_count()} cores, {format_bytes(host.memory_bytes)} for this process"
+    )
     if gpus is None:
         yield Finding("--", "CUDA", "no device; train.device: auto means the CPU")
     else:
@@ -82,8 +84,10 @@ def _measured(*, has_gpu: bool) -> Iterator[Finding]:
         return
     sees_gpu, fp32, bf16 = ran.stdout.split()
     if has_gpu and sees_gpu != "True":
-        yield Finding("!!", "torch and CUDA", "the driver shows a device, torch does not; install a CUDA build of torch")
-    rates = f"fp32 {format_count(float(fp32))}FLOP/s, bf16 {format_count(float(bf16))}FLOP/s (measured; MFU is against it)"
+        yield Finding(
+            "!!", "torch and CUDA", "the driver shows a device, torch does not; install a CUDA build of torch"
+        )
+    rates = f"fp32 {format_flops(float(fp32))}/s, bf16 {format_flops(float(bf16))}/s (measured; MFU is against it)"
     slow = float(bf16) < float(fp32)
     yield Finding("--" if slow else "ok", "matrix products", rates + ("; use amp.precision=fp32 here" if slow else ""))
 
@@ -101,7 +105,9 @@ def _kernels() -> Iterator[Finding]:
     present = all(importlib.util.find_spec(name) for name in ("amp_C", "fused_layer_norm_cuda"))
     text = "NVIDIA's kernels are present; this version does not use them" if present else "NVIDIA's kernels are absent"
     yield Finding("--", "apex", text)
-    attention = "torch's variable-length attention" if cuda_devices() else "scaled_dot_product_attention, a document at a time"
+    attention = (
+        "torch's variable-length attention" if cuda_devices() else "scaled_dot_product_attention, a document at a time"
+    )
     yield Finding("ok", "attention", attention)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bigtrain import amp, batch as batches
+from bigtrain import amp
+from bigtrain import batch as batches
 from bigtrain.batch import Batch
 from bigtrain.errors import DataError, InputError
 from bigtrain.optim.schedule import learning_rate_factor, warmup_step_count
@@ -82,7 +82,7 @@ class Engine:
         mean: Tensor = loss if isinstance(loss, Tensor) else loss.loss
         weighted = mean * self._share
         self._loss += weighted.detach()
-        weighted.backward()
+        torch.autograd.backward(weighted)
 
     def step(self, max_norm: float | None = 1.0) -> StepResult:
         """Clip the gradients to a global norm (None: do not), update the weights and clear the gradients.
@@ -174,12 +174,13 @@ def place(model: nn.Module, device: torch.device, *, seed: int) -> None:
 
 
 def _initialise(model: nn.Module, name: str, module: nn.Module) -> None:
-    own = list(module.parameters(recurse=False))
-    if callable(getattr(model, "_init_weights", None)):
-        model._init_weights(module)
-    elif callable(getattr(module, "reset_parameters", None)):
-        module.reset_parameters()
-    elif own:
+    of_transformers: Any = getattr(model, "_init_weights", None)
+    its_own: Any = getattr(module, "reset_parameters", None)
+    if callable(of_transformers):
+        of_transformers(module)
+    elif callable(its_own):
+        its_own()
+    elif list(module.parameters(recurse=False)):
         raise InputError(
             f"{name or 'the model'}: {type(module).__name__} is on the meta device and has no reset_parameters(); "
             "add one, or build the model on a real device"
@@ -207,8 +208,8 @@ def find_blocks(model: nn.Module, blocks: type[nn.Module] | None = None) -> list
     if blocks is not None:
         found = [module for module in model.modules() if isinstance(module, blocks)]
     else:
-        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-        found = list(max(lists, key=len, default=nn.ModuleList()))
+        lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+        found = max(lists, key=len, default=[])
     if not found:
         wanted = f"module of class {blocks.__name__}" if blocks else "ModuleList of blocks"
         raise InputError(f"{type(model).__name__}: has no {wanted}; name the class in prepare(..., blocks=...)")

@@ -92,6 +92,14 @@ def format_count(count: float) -> str:
     return f"{count:.3g}"
 
 
+def format_flops(count: float) -> str:
+    """Return a short text for people: 22.4 MFLOP, 1.98 GFLOP."""
+    for size, unit in ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "K")):
+        if abs(count) >= size:
+            return f"{count / size:.3g} {unit}FLOP"
+    return f"{count:.3g} FLOP"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a short text for people: 45s, 3m20s, 2h05m, 3d04h."""
     whole = round(seconds)

@@ -2,13 +2,15 @@
 
     python scripts/bench_step.py recipes/quickstart_gpt.yaml model.hidden_size=384 ... --against hf --output FILE
 
-Arms run in turn, each in a process of its own, several rounds; the first steps of each are dropped. Prints one JSON object:
-median seconds of a step and tokens/s of each arm, the ratio of each round, raw step times, versions, command and commit.
+Arms run in turn, each in a process of its own, several rounds; the first steps of each are dropped. Prints one JSON
+object: median seconds of a step and tokens/s of each arm, the ratio of each round, raw step times, versions, command
+and commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -33,7 +35,9 @@ def main() -> None:
     rounds: list[dict[str, Any]] = []
     for _ in range(options.rounds):
         rounds.append({arm: _in_process(arm, options) for arm in arms})
-        print({arm: f"{result['tokens_per_second']:.0f} tokens/s" for arm, result in rounds[-1].items()}, file=sys.stderr)
+        print(
+            {arm: f"{result['tokens_per_second']:.0f} tokens/s" for arm, result in rounds[-1].items()}, file=sys.stderr
+        )
     result = {"command": " ".join(sys.argv), **_versions(), **summarize(rounds, arms)}
     text = json.dumps(result, indent=1)
     if options.output:
@@ -103,7 +107,7 @@ def run_hf(plan: Any, steps: int) -> tuple[list[float], list[int]]:
     model = _hf_model(plan)
     ends: list[float] = []
 
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+    class Clock(transformers.TrainerCallback):
         def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
             if not ends:
                 ends.append(time.perf_counter())
@@ -128,7 +132,7 @@ def run_hf(plan: Any, steps: int) -> tuple[list[float], list[int]]:
             disable_tqdm=True,
         )
         transformers.Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Clock()]).train()
-    return [end - begin for begin, end in zip(ends, ends[1:], strict=False)], tokens
+    return [end - begin for begin, end in itertools.pairwise(ends)], tokens
 
 
 def _rows_for_hf(plan: Any, steps: int) -> tuple[list[dict[str, Any]], list[int]]:

@@ -82,7 +82,8 @@ def tiny_recipes(tmp_path: Path, corpus_file: Path) -> dict[str, Path]:
         recipes[family] = tmp_path / f"tiny_{family}.yaml"
         recipes[family].write_text(
             f"model: {{family: {family}, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}}\n"
-            f"data: {{source: {corpus_file}, vocab_size: {120 if family == 'bert' else 300}, sequence_length: 32, validation_fraction: 0.1}}\n"
+            f"data: {{source: {corpus_file}, vocab_size: {120 if family == 'bert' else 300}, sequence_length: 32,\n"
+            f"       validation_fraction: 0.1}}\n"
             f"train: {{objective: {objective}, global_batch_size: 8, micro_batch_size: 4, steps: 12, eval_every: 6,\n"
             f"        dropout: 0.1, device: cpu}}\n"
             f"optimizer: {{learning_rate: 1e-2, warmup_steps: 10%}}\n"

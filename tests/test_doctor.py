@@ -15,7 +15,18 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 def test_this_machine_passes() -> None:
     found = by_name(examine())
-    for name in ("Python", "torch", "CPU", "matrix products", "datasets", "tokenizers", "apex", "attention", "cache", "runs"):
+    for name in (
+        "Python",
+        "torch",
+        "CPU",
+        "matrix products",
+        "datasets",
+        "tokenizers",
+        "apex",
+        "attention",
+        "cache",
+        "runs",
+    ):
         assert name in found
     assert not any(finding.is_fault for finding in found.values()), found
     assert "FLOP/s" in found["matrix products"].text
@@ -29,7 +40,9 @@ def test_what_is_absent_is_a_fault_with_a_way_out(monkeypatch: pytest.MonkeyPatc
     assert not found["transformers"].is_fault
 
 
-@pytest.mark.parametrize(("version", "mark"), [("2.11.0", "ok"), ("2.13.0+cpu", "ok"), ("2.10.1", "--"), ("3.0.0", "--")])
+@pytest.mark.parametrize(
+    ("version", "mark"), [("2.11.0", "ok"), ("2.13.0+cpu", "ok"), ("2.10.1", "--"), ("3.0.0", "--")]
+)
 def test_torch_versions(monkeypatch: pytest.MonkeyPatch, version: str, mark: str) -> None:
     monkeypatch.setattr(doctor, "_version", lambda _name: version)
     assert doctor._torch().mark == mark
@@ -50,7 +63,9 @@ def test_a_gpu_that_torch_does_not_see_is_a_fault(monkeypatch: pytest.MonkeyPatc
 
 def test_a_torch_that_does_not_start_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_RATE_SCRIPT", "raise ImportError('libc10.so: no such file')")
-    assert by_name(list(doctor._devices()))["torch starts"] == Finding("!!", "torch starts", "ImportError: libc10.so: no such file")
+    assert by_name(list(doctor._devices()))["torch starts"] == Finding(
+        "!!", "torch starts", "ImportError: libc10.so: no such file"
+    )
 
 
 def test_slow_bf16_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

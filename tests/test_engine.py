@@ -175,7 +175,12 @@ def test_any_module_and_any_batch() -> None:
 def test_labels_of_a_causal_model_count_after_its_own_shift() -> None:
     engine = prepare(Plain(), dataclasses.replace(tiny_plan(), micro_batch_size=1), sgd)
     shifted = Engine(
-        engine.model, engine.optimizer, micro_batch_size=1, shifted_labels=True, schedule=lambda _: 1.0, device=engine.device
+        engine.model,
+        engine.optimizer,
+        micro_batch_size=1,
+        shifted_labels=True,
+        schedule=lambda _: 1.0,
+        device=engine.device,
     )
     batch = {"labels": torch.tensor([[3, -100, -100], [3, 4, 5]])}
     assert len(list(engine.micro_batches(batch))) == 2

@@ -108,3 +108,10 @@ def test_format_count(count, text):
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45s"), (200, "3m20s"), (7500, "2h05m"), (273600, "3d04h")])
 def test_format_seconds(seconds, text):
     assert units.format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(12, "12 FLOP"), (22_400_000, "22.4 MFLOP"), (1.98e9, "1.98 GFLOP"), (9.895e14, "990 TFLOP")]
+)
+def test_flops_have_the_prefixes_of_science(count: float, text: str) -> None:
+    assert units.format_flops(count) == text

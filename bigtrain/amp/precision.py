@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Literal
 
 import torch
 from torch import nn
 
-Precision = Literal["fp32", "bf16"]
+from bigtrain.errors import InputError
 
 
-def autocast(precision: Precision, device_type: str) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which a forward pass runs at this precision."""
+def autocast(precision: str, device_type: str) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which a forward pass runs at this precision, fp32 or bf16. Raises InputError for others."""
     if precision == "fp32":
         return contextlib.nullcontext()
+    if precision != "bf16":
+        raise InputError(f"amp.precision: {precision!r} is not in this version; use fp32 or bf16")
     return torch.autocast(device_type, dtype=torch.bfloat16)
 
 
-def apply(model: nn.Module, precision: Precision) -> None:
+def apply(model: nn.Module, precision: str) -> None:
     """Make a module's forward pass run at this precision, on whatever device its first parameter is.
 
     The module is changed in place; fp32 leaves it as it is.

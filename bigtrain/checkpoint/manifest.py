@@ -1,4 +1,4 @@
-"""A checkpoint's manifest: what belongs to it, with digests, itself digested, so that any changed byte is found. No torch."""
+"""A checkpoint's manifest: what belongs to it, with digests, itself digested: any changed byte is found. No torch."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def optimizer_state(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_optimizer(engine: Engine, folder: Path, counters: Mapping[str, Any]) -> None:
-    """Give an optimizer the states of a checkpoint. Raises CheckpointError for a state of a parameter that is not there."""
+    """Give an optimizer the states of a checkpoint. Raises CheckpointError for a state of an unknown parameter."""
     parameters = dict(engine.model.named_parameters())
     on_device = any(group.get("fused") or group.get("capturable") for group in engine.optimizer.param_groups)
     for full_name, value in itertools.chain(counters.items(), tensors.read_tensors(folder / OPTIMIZER)):

@@ -1,4 +1,4 @@
-"""Checkpoints of a run on disk: written aside, synced, digested, renamed; the newest that verifies is the one that counts."""
+"""Checkpoints of a run on disk: written aside, synced, digested, renamed; the newest that verifies counts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ class CheckpointStore:
             else:
                 return folder
         if folders:
-            raise CheckpointError(f"{self.run_dir}: none of its {len(folders)} checkpoints verifies; start a new run folder")
+            raise CheckpointError(
+                f"{self.run_dir}: none of its {len(folders)} checkpoints verifies; start a new run folder"
+            )
         return None
 
     def _remove_old(self) -> None:
@@ -74,7 +76,7 @@ class CheckpointStore:
 
 
 def verify(folder: Path) -> None:
-    """Read a whole checkpoint and hold it against its manifest. Raises CheckpointError naming the first file that differs."""
+    """Hold a whole checkpoint against its manifest. Raises CheckpointError naming the first file that differs."""
     for name, expected in manifest.read(folder)["files"].items():
         path = folder / name
         if not path.is_file() or path.is_symlink():

@@ -1,7 +1,7 @@
 """Tensors in a safetensors file, written one after another straight from where they are, with digests on the way.
 
-The format: eight bytes with the header's length (little endian), a JSON header of name -> dtype, shape and offsets, then
-the tensors' bytes (huggingface.co/docs/safetensors). The library's own writer first makes a copy of everything, and its
+The format: eight bytes with the header's length (little endian), a JSON header of name -> dtype, shape and offsets,
+then the tensors' bytes (huggingface.co/docs/safetensors). The library's own writer first copies everything, and its
 reader maps the file, which then counts as resident memory.
 """
 
@@ -95,7 +95,7 @@ def write_bytes(path: Path, data: bytes) -> Digest:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
-    """Write tensors to a new safetensors file; at most one of them is copied at a time, none that is contiguous on the CPU."""
+    """Write tensors to a new safetensors file; one at a time is copied, and none that is contiguous on the CPU."""
     header, end = {}, 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
@@ -108,7 +108,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
         for tensor in tensors.values():
             if tensor.numel():
                 flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                file.write(memoryview(flat.numpy()))
+                file.write(_bytes_of(flat))
         return file.close()
 
 
@@ -145,8 +145,14 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             tensor = torch.empty(entry.shape, dtype=entry.dtype)
             if entry.size:
                 file.seek(entry.start)
-                file.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+                file.readinto(_bytes_of(tensor.view(-1).view(torch.uint8)))
             yield name, tensor
+
+
+def _bytes_of(flat: Tensor) -> memoryview:
+    """Return the memory of a flat byte tensor on the CPU."""
+    buffer: Any = flat.numpy()
+    return memoryview(buffer)
 
 
 def digest(path: Path) -> Digest:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bigtrain.data.corpus import Corpus, open_corpus
     from bigtrain.data.ensure import ensure_prepared
     from bigtrain.data.loader import Loader, evaluation_batches
-    from bigtrain.data.packing import RowIndex
+    from bigtrain.data.packing import RowIndex, check_rows
     from bigtrain.data.tokenizer import load_tokenizer, train_tokenizer
     from bigtrain.data.vocabulary import SpecialTokens, vocabulary_size
 
@@ -21,6 +21,7 @@ _HOMES = {
     "Corpus": "corpus",
     "Loader": "loader",
     "RowIndex": "packing",
+    "check_rows": "packing",
     "SpecialTokens": "vocabulary",
     "ensure_prepared": "ensure",
     "evaluation_batches": "loader",
@@ -36,6 +37,7 @@ __all__ = [
     "Loader",
     "RowIndex",
     "SpecialTokens",
+    "check_rows",
     "ensure_prepared",
     "evaluation_batches",
     "load_tokenizer",

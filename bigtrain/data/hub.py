@@ -25,8 +25,8 @@ _INSTEAD = f"use data.source: embedded, or a folder of files: {KNOWN_SUFFIXES}"
 def hub_documents(data: DataSection, name: str, origin: str) -> Iterator[str]:
     """Yield the texts of a hub data set, from the local cache of `datasets` when the hub cannot be reached."""
     dataset = _load(data, name, origin)
-    columns = dataset.column_names
-    if columns is not None and data.text_column not in columns:
+    columns = dataset.column_names or list(next(iter(dataset), {}))  # a stream may know them from its rows alone
+    if data.text_column not in columns:
         text = f"no column {data.text_column!r} in {name}; there are: {', '.join(columns)}"
         raise data_error(origin, text, TEXT_COLUMN)
     row = 0

@@ -13,6 +13,7 @@ from bigtrain.batch import IGNORED_LABEL, Batch
 from bigtrain.data.background import ReadAhead
 from bigtrain.data.corpus import Corpus, Split
 from bigtrain.data.hashing import key_of
+from bigtrain.data.packing import require_rows
 from bigtrain.data.rows import Ids, Objective, RowReader, Rows, RowShape
 from bigtrain.data.shuffle import shuffled_many
 from bigtrain.errors import DataError, Fault
@@ -53,8 +54,7 @@ class Loader:
         self._closed = False
         self.position = 0
         """Global batches that were handed out."""
-        if self.rows < global_batch_size:
-            raise _too_small(self.rows, global_batch_size, sequence_length)
+        require_rows(self.rows, global_batch_size, sequence_length)
 
     @property
     def rows(self) -> int:
@@ -156,11 +156,3 @@ def _share(global_batch_size: int, rank: int, world_size: int) -> Ids:
         raise DataError(Fault("", "train.global_batch_size", text))
     each = global_batch_size // world_size
     return np.arange(rank * each, (rank + 1) * each)
-
-
-def _too_small(rows: int, needed: int, sequence_length: int) -> DataError:
-    text = (
-        f"the data gives {rows} rows of {sequence_length} tokens, fewer than one batch of {needed}; "
-        f"use train.global_batch_size of at most {rows}, a smaller data.sequence_length, or more data"
-    )
-    return DataError(Fault("", "train.global_batch_size", text))

@@ -13,6 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bigtrain.config.schema import Recipe
 from bigtrain.data.cache import locked, synced
 from bigtrain.data.corpus import Corpus, Split
 from bigtrain.data.decoding import data_error
@@ -71,6 +72,24 @@ class RowIndex:
     def fill(self) -> float:
         """Return the share of the rows' positions that hold a token."""
         return float(self.lengths.sum(dtype=np.int64)) / max(1, len(self) * self.sequence_length)
+
+
+def check_rows(recipe: Recipe, corpus: Corpus) -> int:
+    """Return how many rows an epoch of a recipe has; raises DataError where they are fewer than one global batch."""
+    data, needed = recipe.data, recipe.train.global_batch_size
+    rows = len(RowIndex.open(corpus, "train", data.sequence_length, data.packing))
+    require_rows(rows, needed, data.sequence_length, recipe.origin("train.global_batch_size"))
+    return rows
+
+
+def require_rows(rows: int, needed: int, sequence_length: int, origin: str = "") -> None:
+    """Raise DataError where there are fewer rows than one global batch needs."""
+    if rows < needed:
+        text = (
+            f"the data gives {rows} rows of {sequence_length} tokens, fewer than one batch of {needed}; "
+            f"use at most {rows}, a smaller data.sequence_length, or more data"
+        )
+        raise data_error(origin, text, "train.global_batch_size")
 
 
 def spans(begins: Counts, counts: Counts) -> Counts:

@@ -62,7 +62,7 @@ class Plan:
         """Return the plan as a recipe, its predictions as comments."""
         comments = {
             "model": f"{units.format_count(self.parameters)} parameters, "
-            f"{units.format_count(self.flops_per_token)}FLOP per token, forward and backward",
+            f"{units.format_flops(self.flops_per_token)} per token, forward and backward",
             "train": f"{self.accumulation_steps} micro-batches per step and rank",
             "memory": "; ".join(f"{cause} {units.format_bytes(size)}" for cause, size in self.state_bytes.items()),
         }
@@ -124,7 +124,9 @@ def _vocab_size(recipe: Recipe) -> int:
     size = vocabulary_size(recipe.data.tokenizer)
     written = recipe.model.vocab_size
     if size is None and written == "auto":
-        text = "'auto' is the tokenizer's, which is not on this machine yet; run bigtrain prepare first, or give a number"
+        text = (
+            "'auto' is the tokenizer's, which is not on this machine yet; run bigtrain prepare first, or give a number"
+        )
         raise _fault(recipe, "model.vocab_size", text)
     if size is not None and written != "auto" and written < size:
         text = f"{written} is less than the {size} tokens of {recipe.data.tokenizer}; use auto or at least {size}"
@@ -139,7 +141,9 @@ def _largest_divisor(number: int, limit: int) -> int:
 def _resolve(recipe: Recipe, model: ModelConfig, hardware: Hardware, micro_batch_size: int) -> Recipe:
     """Put a value wherever the recipe says `auto`."""
     budget = hardware.memory_bytes if recipe.memory.budget == "auto" else recipe.memory.budget
-    shape_keys = {key: value for key, value in dataclasses.asdict(model).items() if key in type(recipe.model).model_fields}
+    shape_keys = {
+        key: value for key, value in dataclasses.asdict(model).items() if key in type(recipe.model).model_fields
+    }
     if model.family != "llama":
         del shape_keys["num_key_value_heads"]
     train = {"micro_batch_size": micro_batch_size, "device": hardware.kind}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bigtrain.planner.plan import Plan
-from bigtrain.units import format_bytes, format_count
+from bigtrain.units import format_bytes, format_count, format_flops
 
 BAR_WIDTH = 32
 
@@ -20,13 +20,12 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     )
     yield f"device       {plan.hardware.name}, {format_bytes(plan.hardware.memory_bytes)}"
     yield (
-        f"batch        {train.global_batch_size} rows x {recipe.data.sequence_length} tokens: {plan.accumulation_steps} "
-        f"micro-batches of {plan.micro_batch_size}"
+        f"batch        {train.global_batch_size} rows x {recipe.data.sequence_length} tokens: "
+        f"{plan.accumulation_steps} micro-batches of {plan.micro_batch_size}"
     )
     yield f"length       {_length(plan)}"
     yield (
-        f"arithmetic   {format_count(plan.flops_per_token)}FLOP per token, forward and backward, "
-        f"in {recipe.amp.precision}"
+        f"arithmetic   {format_flops(plan.flops_per_token)} per token, forward and backward, in {recipe.amp.precision}"
     )
     total = sum(plan.state_bytes.values())
     yield f"model state  {format_bytes(total)}; activations come on top"

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from bigtrain import amp, batch as batches
-from bigtrain.amp.precision import Precision
+from bigtrain import amp
+from bigtrain import batch as batches
 from bigtrain.batch import Batch
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.loader import evaluation_batches
@@ -64,7 +65,7 @@ def evaluate_plan(model: nn.Module, plan: Plan, corpus: Corpus, device: torch.de
 
 
 def evaluate(
-    model: Any, rows: Iterable[Batch], surprisal: np.ndarray, device: torch.device, precision: Precision = "fp32"
+    model: Any, rows: Iterable[Batch], surprisal: NDArray[np.float64], device: torch.device, precision: str = "fp32"
 ) -> Evaluation:
     """Evaluate on packed rows; `surprisal` (vocabulary,) is what each label costs under token frequencies, in nats."""
     training = model.training
@@ -82,7 +83,8 @@ def evaluate(
     return Evaluation(loss / labels, correct / labels, unigram / labels, labels)
 
 
-def unigram_surprisal(corpus: Corpus) -> np.ndarray:
+def unigram_surprisal(corpus: Corpus) -> NDArray[np.float64]:
     """Return -log of each token's add-one smoothed frequency in the training data."""
     counts = np.asarray(corpus.unigram_counts, dtype=np.float64) + 1
-    return -np.log(counts / counts.sum())
+    surprisal: NDArray[np.float64] = -np.log(counts / counts.sum())
+    return surprisal

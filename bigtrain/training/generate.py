@@ -47,13 +47,17 @@ def fill_masks(trained: TrainedModel, prompt: str, *, choices: int = 5) -> list[
     """
     tokenizer = trained.tokenizer
     ids = _ids(trained, prompt, special=True)
-    masked = (ids == special_tokens(tokenizer).mask).nonzero().squeeze(1)
+    mask = special_tokens(tokenizer).mask
+    assert mask is not None  # the run was one of masked tokens
+    masked = torch.eq(ids, mask).nonzero().squeeze(1)
     if not len(masked):
         raise DataError(f"--prompt: {prompt!r} has no [MASK]; put one where a word is to be guessed")
     logits = trained.model.logits(*_flat(ids), at=masked)
     best = logits.float().softmax(-1).topk(choices)
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [[(tokenizer.id_to_token(i), p) for i, p in zip(indices, values, strict=True)] for indices, values in rows]
+    return [
+        [(str(tokenizer.id_to_token(i)), p) for i, p in zip(indices, values, strict=True)] for indices, values in rows
+    ]
 
 
 @torch.no_grad()

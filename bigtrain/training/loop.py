@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
 from os import PathLike
@@ -29,8 +27,8 @@ from bigtrain.data.ensure import ensure_prepared
 from bigtrain.data.loader import Loader
 from bigtrain.engine import Engine, StepResult, prepare
 from bigtrain.errors import BigtrainError, Interrupted
-from bigtrain.models import build_model
-from bigtrain.optim import build_optimizer
+from bigtrain.models.build import build_model
+from bigtrain.optim.build import build_optimizer
 from bigtrain.planner.plan import Plan
 from bigtrain.training.evaluate import Evaluation, evaluate_plan
 from bigtrain.training.meter import Meter
@@ -104,7 +102,9 @@ def write_run_files(folder: Path, plan: Plan) -> None:
 
 def environment(plan: Plan) -> dict[str, Any]:
     """Return what a result depends on besides the recipe: versions, device, command, revision."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)  # noqa: S607
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
     return {
         "python": platform.python_version(),
         "versions": {"bigtrain": bigtrain.__version__, **{name: metadata.version(name) for name in DEPENDENCIES}},
@@ -232,6 +232,7 @@ def describe(found: Evaluation, step: int, *, masked: bool) -> str:
     accuracy = f"accuracy {found.accuracy:.1%}, " if masked else ""
     gain = found.unigram_loss - found.loss
     return (
-        f"evaluation at step {step}: loss {found.loss:.4f}, {abs(gain):.2f} nat {'better' if gain >= 0 else 'worse'} than "
-        f"token frequencies alone ({found.unigram_loss:.4f}), {accuracy}perplexity {found.perplexity:.1f}"
+        f"evaluation at step {step}: loss {found.loss:.4f}, {abs(gain):.2f} nat "
+        f"{'better' if gain >= 0 else 'worse'} than token frequencies alone ({found.unigram_loss:.4f}), "
+        f"{accuracy}perplexity {found.perplexity:.1f}"
     )

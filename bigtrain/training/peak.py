@@ -16,7 +16,7 @@ TRIALS = 7
 
 
 def peak_flops(hardware: Hardware, precision: str, cache: Path) -> float:
-    """Return the best FLOP/s of square matrix products ever measured on this device, at a precision and with this torch.
+    """Return the best FLOP/s of square matrix products ever measured on this device at a precision.
 
     Measures anew, for a fraction of a second, at each call: others share the machine, so one measurement may be far
     too low. `cache` is the folder that keeps the best.

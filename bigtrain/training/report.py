@@ -16,7 +16,7 @@ from bigtrain.training.axis import finite
 from bigtrain.training.chart import Chart, Line, Point, chart_data, draw, thin
 from bigtrain.training.metrics import read_metrics
 from bigtrain.training.summary import Figure, Row, evaluation_rows, figures, skipped_steps, step_rows
-from bigtrain.units import format_bytes, format_count
+from bigtrain.units import format_bytes, format_count, format_flops
 
 if TYPE_CHECKING:
     from bigtrain.planner.plan import Plan
@@ -185,7 +185,7 @@ def _shape_cells(plan: Plan) -> list[tuple[str, ...]]:
         "MLP width": f"{model.intermediate_size:,}",
         "positions": f"{model.max_position_embeddings:,}",
         "head shares the embedding": "yes" if model.tie_word_embeddings else "no",
-        "FLOPs per token": f"{format_count(plan.flops_per_token)}, forward and backward",
+        "FLOPs per token": f"{format_flops(plan.flops_per_token)}, forward and backward",
     }
     return list(cells.items())
 

@@ -61,7 +61,7 @@ def runtime(plan: Plan) -> Iterator[Runtime]:
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seed torch for one step, so that dropout is a pure function of (seed, step, rank) and resuming needs no RNG state."""
+    """Seed torch for one step: dropout is a pure function of (seed, step, rank), and resuming needs no RNG state."""
     text = f"{seed}/{step}/{rank}".encode()
     torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bigtrain.training.axis import finite
-from bigtrain.units import format_bytes, format_count, format_seconds
+from bigtrain.units import format_bytes, format_count, format_flops, format_seconds
 
 if TYPE_CHECKING:
     from bigtrain.planner.plan import Plan
@@ -51,7 +51,7 @@ def figures(rows: Sequence[Row], plan: Plan) -> Iterator[Figure]:
         yield from _work(steps)
         yield from _rates(steps, plan)
         yield from _memory(steps, plan)
-    each_token = f"{format_count(plan.flops_per_token)} FLOPs per token, forward and backward"
+    each_token = f"{format_flops(plan.flops_per_token)} per token, forward and backward"
     yield _exact("Parameters", plan.parameters, format_count, each_token)
 
 

@@ -18,4 +18,6 @@ def test_predicted_is_what_a_backward_pass_leaves(precision: str) -> None:
     parameters = list(model.parameters())
     count = sum(p.numel() for p in parameters)
     assert weight_bytes(count) == sum(p.numel() * p.element_size() for p in parameters)
-    assert gradient_bytes(count) == sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
+    assert gradient_bytes(count) == sum(
+        p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bigtrain import amp
+from bigtrain.errors import InputError
 
 
 def small() -> nn.Module:
@@ -31,7 +32,9 @@ def test_bf16_computes_in_bf16_and_keeps_fp32() -> None:
     out = model(x)
     assert out.dtype == torch.bfloat16
     out.float().sum().backward()
-    assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+    assert all(
+        p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters()
+    )
     torch.testing.assert_close(out.float(), reference(x), rtol=0.05, atol=0.02)
 
 
@@ -39,6 +42,11 @@ def test_bf16_computes_in_bf16_and_keeps_fp32() -> None:
 def test_autocast_is_the_context_alone(precision: str, dtype: torch.dtype) -> None:
     with amp.autocast(precision, "cpu"):
         assert small()(torch.randn(2, 8)).dtype == dtype
+
+
+def test_another_precision_is_refused() -> None:
+    with pytest.raises(InputError, match="'fp7' is not in this version; use fp32 or bf16"):
+        amp.autocast("fp7", "cpu")
 
 
 def test_nothing_stays_switched_on_after_an_error() -> None:

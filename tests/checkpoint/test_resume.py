@@ -38,9 +38,14 @@ def test_what_does_not_change_the_mathematics_may_change(run: Path, change: str)
 
 @pytest.mark.parametrize(
     ("change", "key"),
-    [("seed=5", "seed"), ("train.dropout=0.25", "train.dropout"), ("optimizer.learning_rate=0.5", "optimizer.learning_rate"),
-     ("model.num_hidden_layers=1", "model.num_hidden_layers"), ("data.validation_fraction=0.3", "data.validation_fraction")],
-)  # fmt: skip
+    [
+        ("seed=5", "seed"),
+        ("train.dropout=0.25", "train.dropout"),
+        ("optimizer.learning_rate=0.5", "optimizer.learning_rate"),
+        ("model.num_hidden_layers=1", "model.num_hidden_layers"),
+        ("data.validation_fraction=0.3", "data.validation_fraction"),
+    ],
+)
 def test_another_recipe_is_refused_by_key(run: Path, change: str, key: str) -> None:
     with pytest.raises(ResumeError) as caught:
         check_resume(run, planned(change).recipe)

@@ -83,7 +83,7 @@ def test_units_are_exact_and_comments_stand_above():
     text = to_yaml(recipe, {"": "predicted\n\nby bigtrain", "memory": "of one rank", "nonsense": "x"})
     assert text.startswith("# predicted\n#\n# by bigtrain\nname: quickstart_bert\nseed: 1234\n\nmodel:\n")
     assert "\n# of one rank\nmemory:\n  budget: 16GiB\n" in text
-    assert "\n  eps: 1e-08\n" in text and "\n  timeout: 60s\n" in text and "\n  warmup_steps: 6%\n" in text
+    assert "\n  eps: 1e-08\n" in text and "\n  timeout: 60s\n" in text and "\n  warmup_steps: 10%\n" in text
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,12 @@ def test_opening_loads_nothing_heavy(bert_corpus: Corpus, make_recipe: MakeRecip
     )
     assert done.stdout.split() == [str(bert_corpus.counts("train").tokens)]
     assert json.loads((bert_corpus.folder / "manifest.json").read_text())["dtype"] == "uint16"
+
+
+def test_public_names_are_found_where_they_live() -> None:
+    import bigtrain.data
+
+    assert bigtrain.data.Corpus is Corpus
+    assert all(callable(getattr(bigtrain.data, name)) for name in bigtrain.data.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = bigtrain.data.nothing

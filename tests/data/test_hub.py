@@ -168,3 +168,16 @@ def test_tokenizer_offline(name: str) -> None:
 def test_tokenizer_that_is_not_cached() -> None:
     assert cached_tokenizer_file("user/model") is None
     assert cached_tokenizer_file("not a name at all!") is None
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_real_library_on_a_folder(tmp_path: Path, streaming: bool, online: None) -> None:
+    (tmp_path / "set").mkdir()
+    rows = "".join(f'{{"id": {number}, "text": "text {number}"}}\n' for number in range(700))
+    (tmp_path / "set" / "train.jsonl").write_text(rows)
+    data = DataSection(source="user/set", streaming=streaming)
+    assert list(hub_documents(data, str(tmp_path / "set"), ORIGIN)) == [f"text {number}" for number in range(700)]
+    with pytest.raises(DataError, match="no column 'body' in .*; there are: id, text"):
+        list(hub_documents(DataSection(text_column="body", streaming=streaming), str(tmp_path / "set"), ORIGIN))
+    with pytest.raises(DataError, match="the hub says: "):
+        list(hub_documents(DataSection(split="elsewhere", streaming=streaming), str(tmp_path / "set"), ORIGIN))

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigtrain.config.schema import Recipe
 from bigtrain.data import packing
 from bigtrain.data.corpus import SPLITS, Corpus
-from bigtrain.data.packing import RowIndex, cut, pack, spans
+from bigtrain.data.packing import RowIndex, check_rows, cut, pack, spans
 from bigtrain.errors import DataError
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=80)
@@ -114,6 +115,20 @@ def test_written_once_and_whole(bert_corpus: Corpus, tmp_path: Path, monkeypatch
     made = RowIndex.open(corpus, "train", 32, True)
     monkeypatch.setattr(packing, "_packed", fail)
     assert np.array_equal(RowIndex.open(corpus, "train", 32, True).starts, made.starts)
+
+
+def test_rows_of_a_recipe(make_recipe: Callable[..., Recipe], bert_corpus: Corpus) -> None:
+    recipe = make_recipe("bert")
+    rows = len(RowIndex.open(bert_corpus, "train", 32, True))
+    for size in (1, rows):
+        train = recipe.train.model_copy(update={"global_batch_size": size})
+        assert check_rows(recipe.model_copy(update={"train": train}), bert_corpus) == rows
+    large = recipe.model_copy(update={"train": recipe.train.model_copy(update={"global_batch_size": rows + 1})})
+    large._origins = {"train": "recipe.yaml:9"}
+    with pytest.raises(DataError) as raised:
+        check_rows(large, bert_corpus)
+    begin = f"recipe.yaml:9: train.global_batch_size: the data gives {rows} rows of 32 tokens, fewer than one batch of"
+    assert str(raised.value).startswith(f"{begin} {rows + 1}; use at most {rows}, ")
 
 
 def test_damaged(bert_corpus: Corpus, tmp_path: Path) -> None:

@@ -38,7 +38,9 @@ def test_ten_steps_are_those_of_the_paper(shape: tuple[int, ...], decay: float) 
     for gradient in gradients:
         parameter.grad = gradient.clone()
         optimizer.step()
-    torch.testing.assert_close(parameter.detach().double(), by_the_paper(start, gradients, 0.01, decay), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        parameter.detach().double(), by_the_paper(start, gradients, 0.01, decay), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_tensors_in_one_call_do_not_touch_each_other() -> None:

@@ -36,7 +36,7 @@ def test_this_machine_prefers_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_driver_without_a_device_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     class Driver:
-        def cuInit(self, _flags: int) -> int:  # noqa: N802
+        def cuInit(self, _flags: int) -> int:
             return 100
 
     monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _name: Driver())

@@ -29,7 +29,9 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
         "train": {"objective": "mlm", "steps": 10, "global_batch_size": 8},
         "optimizer": {"learning_rate": 1e-2},
     }
-    return Recipe.model_validate({k: {**v, **sections.get(k, {})} if isinstance(v, dict) else v for k, v in base.items()})
+    return Recipe.model_validate(
+        {k: {**v, **sections.get(k, {})} if isinstance(v, dict) else v for k, v in base.items()}
+    )
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -54,7 +56,9 @@ def test_a_plan_file_is_a_recipe(tmp_path: Path) -> None:
     assert plan(bigtrain.load_recipe(tmp_path / "plan.yaml")) == first
 
 
-@pytest.mark.parametrize(("global_batch", "length", "micro"), [(256, 512, 8), (7, 512, 7), (14, 512, 7), (13, 1024, 1), (4, 9000, 1)])
+@pytest.mark.parametrize(
+    ("global_batch", "length", "micro"), [(256, 512, 8), (7, 512, 7), (14, 512, 7), (13, 1024, 1), (4, 9000, 1)]
+)
 def test_the_micro_batch_divides_and_stays_within_its_tokens(global_batch: int, length: int, micro: int) -> None:
     planned = plan(recipe(train={"global_batch_size": global_batch}, data={"sequence_length": length}), hardware.cpu())
     assert planned.micro_batch_size == planned.recipe.train.micro_batch_size == micro
@@ -111,7 +115,9 @@ def test_cuda_asked_for_and_absent(monkeypatch: pytest.MonkeyPatch) -> None:
         b"optimizer: {learning_rate: 1}",
         "r.yaml",
     )
-    with pytest.raises(RecipeError, match=r"^r.yaml:2: train.device: 'cuda': this machine has no CUDA device; use cpu or auto$"):
+    with pytest.raises(
+        RecipeError, match=r"^r.yaml:2: train.device: 'cuda': this machine has no CUDA device; use cpu or auto$"
+    ):
         plan(written)
 
 
@@ -123,7 +129,8 @@ def test_a_tokenizer_that_is_not_here_leaves_the_vocabulary_open() -> None:
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(
-        '{"model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"[UNK]": 0, "a": 1, "b": 2}}, "added_tokens": []}'
+        '{"model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"[UNK]": 0, "a": 1, "b": 2}}, '
+        '"added_tokens": []}'
     )
     spec = {"tokenizer": str(tmp_path / "tokenizer.json")}
     assert plan(recipe(data=spec)).model.vocab_size == 3

@@ -54,7 +54,9 @@ def test_the_text_goes_on_and_is_the_same_for_a_seed(gpt: TrainedModel) -> None:
 
 
 def test_temperature_zero_takes_the_likeliest(gpt: TrainedModel) -> None:
-    assert continue_text(gpt, "red", tokens=8, temperature=0, seed=1) == continue_text(gpt, "red", tokens=8, temperature=0, seed=2)
+    assert continue_text(gpt, "red", tokens=8, temperature=0, seed=1) == continue_text(
+        gpt, "red", tokens=8, temperature=0, seed=2
+    )
 
 
 def test_a_text_may_grow_beyond_what_the_model_reads_at_once(gpt: TrainedModel) -> None:

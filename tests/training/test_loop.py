@@ -58,8 +58,8 @@ def test_it_learns_and_writes_a_complete_run_folder(tiny_recipes: dict[str, Path
 def test_a_row_holds_what_the_interface_names(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
     row = train(tiny_recipes["bert"], tmp_path / "run", "train.steps=2", "train.eval_every=null")[-1]
     names = (
-        "step tokens loss grad_norm learning_rate tokens_per_second model_flops_per_second mfu hfu allocated_bytes_peak "
-        "reserved_bytes_peak host_bytes_peak loss_scale skipped seconds"
+        "step tokens loss grad_norm learning_rate tokens_per_second model_flops_per_second mfu hfu "
+        "allocated_bytes_peak reserved_bytes_peak host_bytes_peak loss_scale skipped seconds"
     )
     assert set(names.split()) <= set(row)
     assert row["allocated_bytes_peak"] is None
@@ -103,7 +103,9 @@ def test_a_run_that_is_cut_goes_on_bitwise(
     assert same_weights(tmp_path / "whole" / "step-00000012", tmp_path / "cut" / "step-00000012")
 
 
-def test_a_signal_saves_and_stops(tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_saves_and_stops(
+    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = Engine.step
 
     def signalled(engine: Engine, max_norm: float | None = 1.0) -> Any:
@@ -121,7 +123,9 @@ def test_a_signal_saves_and_stops(tiny_recipes: dict[str, Path], tmp_path: Path,
     assert resumed == losses(train(tiny_recipes["gpt"], tmp_path / "whole"))
 
 
-def test_a_finished_run_says_so(tiny_recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_says_so(
+    tiny_recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=3")
     capsys.readouterr()
     assert train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=3") == rows
@@ -143,7 +147,9 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 @pytest.mark.parametrize("section", ["every_steps=4", "every_minutes=1e-9"])
 def test_checkpoints_by_steps_and_by_time(tiny_recipes: dict[str, Path], tmp_path: Path, section: str) -> None:
-    train(tiny_recipes["gpt"], tmp_path / "run", "checkpoint.every_steps=null", f"checkpoint.{section}", "train.steps=9")
+    train(
+        tiny_recipes["gpt"], tmp_path / "run", "checkpoint.every_steps=null", f"checkpoint.{section}", "train.steps=9"
+    )
     saved = sorted(folder.name for folder in (tmp_path / "run").glob("step-*"))
     assert saved == [f"step-{s:08d}" for s in ((4, 8, 9) if "steps" in section else (7, 8, 9))]
 
@@ -159,7 +165,9 @@ def test_new_weights_come_from_another_run(tiny_recipes: dict[str, Path], tmp_pa
     assert not same_weights(tmp_path / "fresh" / "step-00000001", tmp_path / "first" / "step-00000012")
 
 
-def test_weights_of_another_shape_are_refused_before_a_folder_is_made(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_of_another_shape_are_refused_before_a_folder_is_made(
+    tiny_recipes: dict[str, Path], tmp_path: Path
+) -> None:
     train(tiny_recipes["gpt"], tmp_path / "first", "train.steps=1")
     with pytest.raises(CheckpointError, match="weights of another model: "):
         train(tiny_recipes["gpt"], tmp_path / "next", f"train.init_from={tmp_path / 'first'}", "model.hidden_size=64")

@@ -14,6 +14,7 @@ from types import FrameType
 from bigtrain.checkpoint import manifest
 from bigtrain.checkpoint.resume import check_resume
 from bigtrain.data.ensure import ensure_prepared
+from bigtrain.data.packing import check_rows
 from bigtrain.errors import Fault, RecipeError
 from bigtrain.planner.plan import Plan
 
@@ -29,7 +30,7 @@ def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str
     folder = Path(run_dir)
     check_resume(folder, plan.recipe, allowed)
     check_init_from(plan)
-    ensure_prepared(plan.recipe)
+    check_rows(plan.recipe, ensure_prepared(plan.recipe))
     argv = [sys.executable, "-m", "bigtrain.training", str(os.getpid()), str(folder)]
     worker = subprocess.Popen(argv, stdin=subprocess.PIPE, text=True)
     with _signals_forwarded_to(worker):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import bigtrain
-from bigtrain.errors import RecipeError, ResumeError
+from bigtrain.errors import DataError, RecipeError, ResumeError
 from bigtrain.launcher import check_init_from, launch
 from bigtrain.planner.plan import Plan
 
@@ -90,14 +90,24 @@ def test_init_from_nothing_is_refused(tiny_recipes: dict[str, Path], tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_a_corpus_smaller_than_a_batch_names_its_place(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    plan = planned(tiny_recipes["gpt"], "train.global_batch_size=100000", "train.micro_batch_size=auto")
+    with pytest.raises(
+        DataError, match=r"^command line: train.global_batch_size: the data gives \d+ rows of 32 tokens"
+    ):
+        launch(plan, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_the_worker_finds_wrong_is_one_line_and_exit_2(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "bigtrain", "launch", str(tiny_recipes["gpt"]), "train.global_batch_size=100000",
-            "train.micro_batch_size=auto", "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    assert launch(planned(tiny_recipes["gpt"], "train.steps=1"), tmp_path / "first") == 0
+    argv = [sys.executable, "-m", "bigtrain", "launch", str(tiny_recipes["gpt"]), "model.hidden_size=64",
+            f"train.init_from={tmp_path / 'first'}", "--run-dir", str(tmp_path / "run")]  # fmt: skip
     ran = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert len(ran.stderr.splitlines()) == 1
     assert ran.stderr.startswith("error: ")
-    assert "global_batch_size" in ran.stderr
+    assert "weights of another model" in ran.stderr
     assert not (tmp_path / "run").exists()
 
 

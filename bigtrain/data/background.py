@@ -36,8 +36,10 @@ class ReadAhead(Generic[T]):
 
     def close(self) -> None:
         """Stop the thread and wait until it has ended."""
-        self._waiting.clear()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        # Not `shutdown(cancel_futures=True)`: that fails where an iteration is only given up as the interpreter ends.
+        while self._waiting:
+            self._waiting.pop().cancel()
+        self._thread.shutdown(wait=True)
 
     def _begin(self) -> Future[object]:
         return self._thread.submit(next, self._items, self._end)

@@ -11,12 +11,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Hardware:
-    """Devices of one kind in one machine; `memory_bytes` is of one device, for a CPU what this process may use."""
+    """Devices of one kind in one machine; `memory_bytes` is of one device, for a CPU what this process may use.
+
+    `slow_bf16` says that matrix products in bf16 are slower than in fp32, as on processors without instructions for it.
+    """
 
     kind: Literal["cpu", "cuda"]
     name: str
     devices: int
     memory_bytes: int
+    slow_bf16: bool = False
 
 
 def this_machine() -> Hardware:
@@ -26,7 +30,7 @@ def this_machine() -> Hardware:
 
 def cpu() -> Hardware:
     """Return this machine's processor and the memory that a process here may use."""
-    return Hardware("cpu", _cpu_name(), 1, host_memory_bytes())
+    return Hardware("cpu", _cpu_field("model name") or "CPU", 1, host_memory_bytes(), slow_bf16=_has_slow_bf16())
 
 
 def cuda_devices() -> Hardware | None:
@@ -53,10 +57,14 @@ def host_memory_bytes() -> int:
     return min([machine, *groups])
 
 
-def _cpu_name() -> str:
+def _has_slow_bf16() -> bool:
+    """Tell whether this is an x86 processor that has no bf16 instructions; of other kinds nothing is known."""
+    flags = _cpu_field("flags").split()
+    return bool(flags) and not {"avx512_bf16", "amx_bf16"} & set(flags)
+
+
+def _cpu_field(name: str) -> str:
+    """Return a field of the first processor that Linux lists, or an empty text."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return "CPU"
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

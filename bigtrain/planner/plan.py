@@ -49,6 +49,13 @@ class Plan:
             return -(-train.tokens // (train.global_batch_size * self.recipe.data.sequence_length))
         return train.steps
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what is allowed and probably not wanted, each with what to do instead."""
+        if self.recipe.amp.precision == "bf16" and self.hardware.slow_bf16:
+            return (f"{self.hardware.name} has no bf16 instructions: amp.precision=fp32 is several times as fast here",)
+        return ()
+
     def with_rows(self, rows: int) -> Plan:
         """Return the plan with `epochs` turned into steps, now that an epoch is known to have so many rows."""
         train = self.recipe.train

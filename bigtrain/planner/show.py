@@ -27,6 +27,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield (
         f"arithmetic   {format_flops(plan.flops_per_token)} per token, forward and backward, in {recipe.amp.precision}"
     )
+    yield from (f"warning      {warning}" for warning in plan.warnings)
     total = sum(plan.state_bytes.values())
     yield f"model state  {format_bytes(total)}; activations come on top"
     for cause, size in plan.state_bytes.items():

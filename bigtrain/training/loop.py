@@ -151,7 +151,8 @@ class Run:
         self._meter = Meter(self.plan, cache_folder(recipe.data), tokens=state.tokens)
         with RunProgress(self.total_steps, step=state.step) as progress:
             self._log, self._progress = log, progress
-            progress.say(self._headline())
+            for line in (self._headline(), *self.plan.warnings):
+                progress.say(line)
             try:
                 self._take_steps()
             finally:

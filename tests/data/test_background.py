@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -74,3 +76,14 @@ def test_close_twice() -> None:
     ahead.close()
     ahead.close()
     assert list(ahead) == []
+
+
+def test_an_iteration_that_is_left_open_ends_quietly_with_the_interpreter() -> None:
+    script = (
+        "from bigtrain.data.background import ReadAhead\n"
+        "import itertools\n"
+        "left_open = iter(ReadAhead(itertools.count(), 2))\n"
+        "print(next(left_open))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("0\n", "")

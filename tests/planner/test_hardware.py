@@ -49,3 +49,15 @@ def test_no_driver_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hardware.ctypes, "CDLL", absent)
     assert hardware.cuda_devices() is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "slow"),
+    [("fpu avx2 avx512f", True), ("fpu avx512f avx512_bf16", False), ("fpu amx_bf16", False), ("", False)],
+)
+def test_bf16_is_slow_where_the_processor_lists_no_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, flags: str, slow: bool
+) -> None:
+    monkeypatch.setattr(hardware, "_cpu_field", lambda name: flags if name == "flags" else "")
+    assert hardware.cpu().slow_bf16 is slow
+    assert hardware.cpu().name == "CPU"

@@ -28,6 +28,7 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
         "data": {"vocab_size": 90, "sequence_length": 16},
         "train": {"objective": "mlm", "steps": 10, "global_batch_size": 8},
         "optimizer": {"learning_rate": 1e-2},
+        "amp": {},
     }
     return Recipe.model_validate(
         {k: {**v, **sections.get(k, {})} if isinstance(v, dict) else v for k, v in base.items()}
@@ -136,3 +137,10 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> N
     assert plan(recipe(data=spec)).model.vocab_size == 3
     with pytest.raises(RecipeError, match="2 is less than the 3 tokens"):
         plan(recipe(data=spec, model={"vocab_size": 2}))
+
+
+def test_bf16_where_it_is_slow_is_a_warning() -> None:
+    slow = Hardware("cpu", "a processor", 1, 2**34, slow_bf16=True)
+    assert "amp.precision=fp32" in plan(recipe(amp={"precision": "bf16"}), slow).warnings[0]
+    assert plan(recipe(), slow).warnings == ()
+    assert plan(recipe(amp={"precision": "bf16"}), GPU).warnings == ()

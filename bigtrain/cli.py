@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigtrain.errors import BigtrainError
+from bigtrain.errors import BigtrainError, InputError
 
 if TYPE_CHECKING:
     from bigtrain.config.schema import Recipe
@@ -44,8 +44,11 @@ def launch(
     allow: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A key that may differ on resume.")] = None,
 ) -> None:
     """Plan, then train; the same command again resumes."""
+    from bigtrain.launcher import fetch_tokenizer
     from bigtrain.launcher import launch as start
 
+    if not dry_run:
+        fetch_tokenizer(_load(recipe, overrides))
     loaded, planned = _plan(recipe, overrides)
     if dry_run:
         print(planned.to_yaml())
@@ -69,7 +72,7 @@ def plan(
     """Show what is known of a recipe before it runs: parameters, FLOPs, bytes of model state, batches."""
     _, planned = _plan(recipe, overrides)
     if output is not None:
-        output.write_text(planned.to_yaml(), encoding="utf-8")
+        _write(output, planned.to_yaml(), "w")
     if as_json:
         print(json.dumps(_plan_object(planned), indent=1))
     else:
@@ -85,7 +88,7 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     corpus = ensure_prepared(loaded)
     counts = corpus.counts("train")
     print(f"{corpus.folder}: {counts.documents:,} documents, {counts.tokens:,} tokens to train on")
-    print(f"next: bigtrain launch {recipe}")
+    print("next: " + " ".join(["bigtrain launch", recipe, *(overrides or [])]))
 
 
 @app.command(name="eval")
@@ -146,14 +149,8 @@ def copy(
 ) -> None:
     """Copy a shipped recipe to a file of your own; nothing is written over."""
     from bigtrain.config.shipped import recipe_path
-    from bigtrain.errors import InputError
 
-    text = recipe_path(name).read_text(encoding="utf-8")
-    try:
-        with file.open("x", encoding="utf-8") as target:
-            target.write(text)
-    except FileExistsError:
-        raise InputError(f"{file}: exists; name another file") from None
+    _write(file, recipe_path(name).read_text(encoding="utf-8"), "x")
     print(f"{file}: written; next: bigtrain launch {file}")
 
 
@@ -181,6 +178,15 @@ def main() -> None:
         print(f"error: command line: {error.format_message().rstrip('.')}; see bigtrain --help", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def _write(file: Path, text: str, mode: str) -> None:
+    """Write a file of the user's; mode "x" writes over nothing."""
+    try:
+        with file.open(mode, encoding="utf-8") as target:
+            target.write(text)
+    except OSError as error:
+        raise InputError(f"command line: {file}: {error.strerror}; name another file") from error
 
 
 def _load(recipe: str, overrides: list[str] | None) -> Recipe:

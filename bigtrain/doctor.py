@@ -96,9 +96,8 @@ def _libraries() -> Iterator[Finding]:
     for name in ("datasets", "tokenizers", "safetensors", "tensorboard"):
         version = _version(name)
         yield Finding("ok" if version else "!!", name, version or f"absent; pip install {name}")
-    for name, purpose in (("transformers", "interoperation"), ("zstandard", "reading .zst files")):
-        version = _version(name)
-        yield Finding("ok" if version else "--", name, version or f"absent; needed for {purpose} only")
+    version = _version("transformers")
+    yield Finding("ok" if version else "--", "transformers", version or "absent; needed for interoperation only")
 
 
 def _kernels() -> Iterator[Finding]:

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import FrameType
 
 from bigtrain.checkpoint import manifest
-from bigtrain.checkpoint.resume import check_resume
+from bigtrain.checkpoint.resume import check_resume, stored_recipe
+from bigtrain.config.schema import ModelSection, Recipe
 from bigtrain.data.ensure import ensure_prepared
 from bigtrain.data.packing import check_rows
+from bigtrain.data.vocabulary import TRAIN, vocabulary_size
 from bigtrain.errors import Fault, RecipeError
 from bigtrain.planner.plan import Plan
 
@@ -30,8 +32,8 @@ def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str
     folder = Path(run_dir)
     check_resume(folder, plan.recipe, allowed)
     check_init_from(plan)
-    check_rows(plan.recipe, ensure_prepared(plan.recipe))
-    argv = [sys.executable, "-m", "bigtrain.training", str(os.getpid()), str(folder)]
+    plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe)))
+    argv = [sys.executable, "-m", "bigtrain.training", str(os.getpid()), str(folder), ",".join(allowed), *sys.argv]
     worker = subprocess.Popen(argv, stdin=subprocess.PIPE, text=True)
     with _signals_forwarded_to(worker):
         assert worker.stdin is not None
@@ -41,15 +43,38 @@ def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str
     return 128 - code if code < 0 else code
 
 
+def fetch_tokenizer(recipe: Recipe) -> None:
+    """Prepare the data before planning if only that tells how large the vocabulary is: a hub tokenizer's first use."""
+    if recipe.model.vocab_size != "auto" or recipe.data.tokenizer == TRAIN:
+        return
+    if vocabulary_size(recipe.data.tokenizer, recipe.origin("data.tokenizer")) is None:
+        ensure_prepared(recipe)
+
+
 def check_init_from(plan: Plan) -> None:
-    """Raise RecipeError if `train.init_from` names no run and no checkpoint."""
+    """Raise RecipeError if `train.init_from` names no run and no checkpoint, or one of a model of another shape."""
     source = plan.recipe.train.init_from
     if source is None:
         return
-    path = Path(source)
-    if not (path / manifest.MANIFEST).is_file() and not manifest.step_folders(path):
-        text = f"{source}: holds no checkpoint; give a run folder, or a step-NNNNNNNN folder in one"
-        raise RecipeError(Fault(plan.recipe.origin("train.init_from"), "train.init_from", text))
+    text = _why_not(Path(source).expanduser(), plan.recipe.model)
+    if text:
+        raise RecipeError(Fault(plan.recipe.origin("train.init_from"), "train.init_from", f"{source}: {text}"))
+
+
+def _why_not(folder: Path, wanted: ModelSection) -> str | None:
+    try:
+        complete = (folder / manifest.MANIFEST).is_file() or manifest.step_folders(folder)
+    except OSError as error:
+        return f"{error.strerror}; give a run folder, or a step-NNNNNNNN folder in one"
+    if not complete:
+        return "holds no checkpoint; give a run folder, or a step-NNNNNNNN folder in one"
+    there = stored_recipe(folder).model
+    differing = [
+        f"{key} is {getattr(there, key)} there and {value} here"
+        for key, value in wanted
+        if key not in ("preset", "initializer_range", "norm_eps") and getattr(there, key) != value
+    ]
+    return f"a model of another shape: {'; '.join(differing[:3])}" if differing else None
 
 
 @contextmanager

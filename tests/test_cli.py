@@ -111,6 +111,10 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         (["launch", "no_such.yaml"], "no such file"),
         (["generate", "no/run", "--prompt", "x"], "no/run"),
         (["eval", "no/run"], "no/run"),
+        (["plan", "bert_base", "train.device=cpu", "--output", "/nonexistent/p.yaml"], "/nonexistent/p.yaml"),
+        (["recipes", "copy", "bert_base", "/nonexistent/x.yaml"], "/nonexistent/x.yaml"),
+        (["launch", "quickstart_bert", "--run-dir", "/dev/null"], "--run-dir"),
+        (["launch", "quickstart_bert", "--allow", "optimizer.lr"], "--allow"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_2(argv: list[str], word: str) -> None:

@@ -99,15 +99,37 @@ def test_a_corpus_smaller_than_a_batch_names_its_place(tiny_recipes: dict[str, P
     assert not (tmp_path / "run").exists()
 
 
+def test_init_from_another_shape_is_refused_before_anything_starts(
+    tiny_recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    assert launch(planned(tiny_recipes["gpt"], "train.steps=1"), tmp_path / "first") == 0
+    plan = planned(tiny_recipes["gpt"], f"train.init_from={tmp_path / 'first'}", "model.hidden_size=64")
+    with pytest.raises(RecipeError, match=r"a model of another shape: hidden_size is 32 there and 64 here"):
+        launch(plan, tmp_path / "run")
+    with pytest.raises(RecipeError, match="File name too long"):
+        check_init_from(planned(tiny_recipes["gpt"], f"train.init_from={'x' * 300}"))
+
+
+def test_the_environment_names_the_command_of_the_user(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    process = start(tiny_recipes["gpt"], tmp_path / "run", "train.steps=1")
+    process.communicate(timeout=120)
+    command = json.loads((tmp_path / "run" / "env.json").read_text())["command"]
+    assert command[1:] == ["launch", str(tiny_recipes["gpt"]), "train.steps=1", "--run-dir", str(tmp_path / "run")]
+
+
 def test_what_the_worker_finds_wrong_is_one_line_and_exit_2(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
     assert launch(planned(tiny_recipes["gpt"], "train.steps=1"), tmp_path / "first") == 0
-    argv = [sys.executable, "-m", "bigtrain", "launch", str(tiny_recipes["gpt"]), "model.hidden_size=64",
-            f"train.init_from={tmp_path / 'first'}", "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a wholly different thing is written here today\n\n" * 90)
+    argv = [
+        *[sys.executable, "-m", "bigtrain", "launch", str(tiny_recipes["gpt"]), f"data.source={texts}"],
+        *[f"train.init_from={tmp_path / 'first'}", "--run-dir", str(tmp_path / "run")],
+    ]
     ran = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert len(ran.stderr.splitlines()) == 1
     assert ran.stderr.startswith("error: ")
-    assert "weights of another model" in ran.stderr
+    assert "with another tokenizer" in ran.stderr
     assert not (tmp_path / "run").exists()
 
 

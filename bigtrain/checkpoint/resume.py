@@ -1,13 +1,15 @@
-"""Whether a run folder may be gone on with: the recipe it was made with, held against the one asked for. No torch."""
+"""Whether a run folder can be used: writable, and made with the recipe that is asked for. No torch."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bigtrain.config.load import load_recipe
+from bigtrain.config.keys import schema_keys, sections
+from bigtrain.config.load import read_recipe
 from bigtrain.config.schema import Recipe, Section
-from bigtrain.errors import Fault, ResumeError
+from bigtrain.errors import Fault, InputError, ResumeError, did_you_mean
 
 FREE_KEYS = (
     "train.steps", "train.tokens", "train.epochs", "train.eval_every", "train.eval_rows", "train.micro_batch_size",
@@ -18,15 +20,28 @@ FREE_KEYS = (
 PLAN_FILE = "plan.yaml"
 
 
+def stored_recipe(folder: Path) -> Recipe:
+    """Return the resolved recipe that a run or checkpoint was made with; what it names need not be there any more.
+
+    Raises RecipeError if the file was damaged, ResumeError if it is not there.
+    """
+    path = folder / PLAN_FILE
+    if not path.is_file():
+        raise ResumeError(f"{path}: no such file; this is no folder of a run")
+    return read_recipe(path.read_bytes(), str(path))
+
+
 def check_resume(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) -> None:
     """Raise ResumeError, a line a key, if a run folder holds the run of another recipe.
 
-    `recipe` is resolved, as in a plan. `allowed` are dotted keys or sections that may differ this time.
+    `recipe` is resolved, as in a plan. `allowed` are dotted keys or sections that may differ this time. Raises
+    InputError if there is no such key, or if the folder cannot be written.
     """
-    path = run_dir / PLAN_FILE
-    if not path.is_file():
+    _check_allowed(allowed)
+    _check_writable(run_dir)
+    if not (run_dir / PLAN_FILE).is_file():
         return
-    before = dict(_leaves(load_recipe(path)))
+    before = dict(_leaves(stored_recipe(run_dir)))
     faults = [
         Fault(recipe.origin(key), key, f"{now!r}, but {run_dir} was started with {before.get(key)!r}; {_instead(key)}")
         for key, now in _leaves(recipe)
@@ -34,6 +49,24 @@ def check_resume(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) -> 
     ]
     if faults:
         raise ResumeError(*faults)
+
+
+def _check_allowed(allowed: Sequence[str]) -> None:
+    known = [*schema_keys(), *sections()]
+    unknown = [key for key in allowed if key not in known]
+    if unknown:
+        raise InputError(f"command line: --allow: no key {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+
+
+def _check_writable(run_dir: Path) -> None:
+    try:
+        existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    except OSError as error:
+        raise InputError(f"command line: --run-dir: {run_dir}: {error.strerror}; name another folder") from error
+    if not existing.is_dir():
+        raise InputError(f"command line: --run-dir: {existing} is a file; name another folder")
+    if not os.access(existing, os.W_OK | os.X_OK) or existing == Path("/proc"):
+        raise InputError(f"command line: --run-dir: {existing} cannot be written; name another folder")
 
 
 def _instead(key: str) -> str:

@@ -48,14 +48,17 @@ class TrainState:
         files = {WEIGHTS: dict(weights(self.engine.model)), OPTIMIZER: moments}
         return store.save(self.step, files, {**texts, STATE: json.dumps(counts)})
 
-    def restore(self, folder: Path) -> None:
-        """Become the state that a verified checkpoint holds. Raises CheckpointError if it is of another model."""
+    def restore(self, folder: Path, *, other_data: bool = False) -> None:
+        """Become the state that a verified checkpoint holds.
+
+        Raises CheckpointError if it is of another model, DataError if of other data, unless `other_data` allows that.
+        """
         counts = json.loads((folder / STATE).read_text())
         load_weights(self.engine.model, folder)
         load_optimizer(self.engine, folder, counts["optimizer"])
         self.engine.steps_taken = counts["step"]
         self.tokens = counts["tokens"]
-        self.loader.load_state_dict(counts["loader"])
+        self.loader.load_state_dict(counts["loader"], other_data=other_data)
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

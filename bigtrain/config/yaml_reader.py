@@ -130,7 +130,11 @@ class _Reader:
             else:
                 lines[name] = line
                 self.document.origins.setdefault(inner, self.place(line))
+            known = len(self.document.faults)
             value = self.value(events, next(events), inner, depth + 1)
+            if name == "<<":  # one fault is enough: what it merges is nearly always an alias
+                del self.document.faults[known:]
+                continue
             found.setdefault(name, value)
         return found
 

@@ -28,7 +28,7 @@ from bigtrain.data.corpus import (
     open_corpus,
 )
 from bigtrain.data.decoding import Meter, data_error
-from bigtrain.data.packing import RowIndex
+from bigtrain.data.packing import RowIndex, require_length
 from bigtrain.data.part import PartWriter, total_counts
 from bigtrain.data.progress import Progress
 from bigtrain.data.sources import documents, identity, total_bytes
@@ -57,6 +57,7 @@ def prepare(recipe: Recipe, show_progress: bool = True) -> Corpus:
     Waits for another process that prepares the same; goes on after the last finished shard of an interrupted one.
     Raises DataError for whatever is wrong with the source or the tokenizer.
     """
+    require_length(recipe.model.family, recipe.data.sequence_length, recipe.origin("data.sequence_length"))
     folder = corpus_folder(recipe)
     with locked(folder.with_suffix(".lock")):
         if not is_prepared(folder):

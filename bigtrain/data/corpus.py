@@ -26,6 +26,7 @@ Split: TypeAlias = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
 MANIFEST = "manifest.json"
+MANIFEST_KEYS = {"dtype", "family", "files", "splits", "tokenizer"}
 TOKENIZER = "tokenizer.json"
 UNIGRAM_COUNTS = "unigram_counts.npy"
 
@@ -142,14 +143,20 @@ def open_corpus(recipe: Recipe) -> Corpus:
     if not is_prepared(folder):
         text = "the data is not prepared; run: bigtrain prepare RECIPE"
         raise data_error(recipe.origin("data.source"), text)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except ValueError as error:
-        raise DataError(_damaged(folder / MANIFEST)) from error
-    corpus = Corpus(folder, manifest)
+    corpus = Corpus(folder, _read_manifest(folder / MANIFEST))
     corpus.check_sizes()
     check_tokenizer(recipe, corpus.special_tokens, corpus.vocab_size)
     return corpus
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(_damaged(path)) from error
+    if not isinstance(manifest, dict) or not manifest.keys() >= MANIFEST_KEYS:
+        raise DataError(_damaged(path))
+    return manifest
 
 
 def check_tokenizer(recipe: Recipe, special: SpecialTokens, vocab_size: int) -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from bigtrain.config.paths import COMPRESSED_SUFFIXES
 from bigtrain.errors import DataError, Fault
 
 CHUNK_BYTES = 2**20
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = COMPRESSED_SUFFIXES
 
 
 @dataclass
@@ -44,7 +45,8 @@ def byte_chunks(path: Path, meter: Meter) -> Iterator[bytes]:
                 yield chunk
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise data_error(str(path), f"cannot be read: {reason}") from error
+        instead = "make it readable" if getattr(error, "strerror", None) else "fetch or compress it again"
+        raise data_error(str(path), f"cannot be read: {reason}; {instead}") from error
 
 
 def decoded(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
@@ -60,7 +62,8 @@ def decoded(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             offset, value = consumed - waiting + error.start, error.object[error.start]
-            raise data_error(str(path), f"not UTF-8 text: byte 0x{value:02x} at offset {offset}") from None
+            what = f"not UTF-8 text: byte 0x{value:02x} at offset {offset}; save the file as UTF-8"
+            raise data_error(str(path), what) from None
         yield text if consumed else text.removeprefix("\ufeff")
         consumed += len(chunk)
 

@@ -75,12 +75,14 @@ class _Stream:
                 raise self.broken(error.msg) from None
             except RecursionError:
                 raise self.broken("nested too deeply") from None
+            except ValueError:  # Python's limit on the digits of an integer
+                raise self.broken("a number of too many digits") from None
             self._advance(end)
             return value
 
     def broken(self, reason: str) -> DataError:
         """Return the error that names this line."""
-        return data_error(f"{self.path}:{self.line}", f"broken JSON: {reason}")
+        return data_error(f"{self.path}:{self.line}", f"broken JSON: {reason}; mend the file there")
 
     def _advance(self, end: int) -> None:
         self.line += self.buffer.count("\n", self.at, end)

@@ -48,6 +48,7 @@ class Loader:
     ) -> None:
         shape = RowShape(objective, sequence_length, packing, masking_probability)
         self._reader = RowReader(corpus, split, shape, seed)
+        self._corpus = corpus.folder.name
         self._seed, self._global = seed, global_batch_size
         self._share = _share(global_batch_size, rank, world_size)
         self._ahead: ReadAhead[Rows] | None = None
@@ -86,16 +87,18 @@ class Loader:
             self._ahead.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position and what it counts in; the same on every rank."""
-        return {"position": self.position, "rows": self.rows, "global_batch_size": self._global, "seed": self._seed}
+        """Return the position, and the fingerprint of the corpus; the same on every rank."""
+        return {"position": self.position, "corpus": self._corpus}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken, on any number of ranks; raises DataError for a state of other data."""
-        own = self.state_dict()
-        names = [name for name in own if name != "position" and state[name] != own[name]]
-        if names:
-            differing = [f"{name} was {state[name]}, is {own[name]}" for name in names]
-            raise DataError(Fault("", "data", f"not the data that the checkpoint was reading: {', '.join(differing)}"))
+    def load_state_dict(self, state: Mapping[str, Any], *, other_data: bool = False) -> None:
+        """Go on at the global batch where a state was taken, on any number of ranks.
+
+        Raises DataError for a state of another corpus, unless `other_data` allows it.
+        """
+        if state["corpus"] != self._corpus and not other_data:
+            differing = f"corpus {state['corpus']}, now {self._corpus}"
+            text = f"the data are not those that the checkpoint was reading ({differing})"
+            raise DataError(Fault("", "data", f"{text}; use another --run-dir, or --allow data"))
         self.seek(state["position"])
 
     def _batches(self, position: int) -> Iterator[Rows]:

@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bigtrain.config.schema import Recipe
+from bigtrain.config.schema import Family, Recipe
 from bigtrain.data.cache import locked, synced
 from bigtrain.data.corpus import Corpus, Split
 from bigtrain.data.decoding import data_error
@@ -21,7 +21,9 @@ from bigtrain.data.decoding import data_error
 WINDOW_DOCUMENTS = 8192
 """Documents that are packed together: enough to fill rows, few enough that memory stays constant."""
 
-ROWS_VERSION = 1
+ROWS_VERSION = 2
+LEAST_PIECE = 2
+"""Tokens; a single one leaves nothing to predict: the last of a document, cut off, which has no next or is [SEP]."""
 
 Counts = NDArray[np.int64]
 
@@ -45,7 +47,11 @@ class RowIndex:
 
     @classmethod
     def open(cls, corpus: Corpus, split: Split, sequence_length: int, packing: bool) -> RowIndex:
-        """Map a split's rows into memory; packs them first where that was not done yet, one process at a time."""
+        """Map a split's rows into memory; packs them first where that was not done yet, one process at a time.
+
+        Raises DataError where the rows are too short for any task, or the index is damaged.
+        """
+        require_length(corpus.family, sequence_length)
         name = f"{split}-{sequence_length}-{'packed' if packing else 'single'}-{ROWS_VERSION}"
         folder = corpus.folder / "rows" / name
         if not folder.exists():
@@ -54,7 +60,7 @@ class RowIndex:
                     _write(corpus, split, sequence_length, packing, folder)
         try:
             arrays = [np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("starts", "lengths", "offsets")]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             text = f"the row index is damaged; delete the folder {folder} and run again"
             raise data_error(str(folder), text, "data.cache") from error
         return cls(sequence_length, *arrays)
@@ -77,9 +83,18 @@ class RowIndex:
 def check_rows(recipe: Recipe, corpus: Corpus) -> int:
     """Return how many rows an epoch of a recipe has; raises DataError where they are fewer than one global batch."""
     data, needed = recipe.data, recipe.train.global_batch_size
+    require_length(recipe.model.family, data.sequence_length, recipe.origin("data.sequence_length"))
     rows = len(RowIndex.open(corpus, "train", data.sequence_length, data.packing))
     require_rows(rows, needed, data.sequence_length, recipe.origin("train.global_batch_size"))
     return rows
+
+
+def require_length(family: Family, sequence_length: int, origin: str = "") -> None:
+    """Raise DataError where rows are so short that nothing in them can be predicted."""
+    least = 3 if family == "bert" else 2
+    if sequence_length < least:
+        text = f"rows of {sequence_length} tokens leave nothing to predict for {family}; use at least {least}"
+        raise data_error(origin, text, "data.sequence_length")
 
 
 def require_rows(rows: int, needed: int, sequence_length: int, origin: str = "") -> None:
@@ -136,6 +151,8 @@ def pack(lengths: Counts, sequence_length: int) -> Counts:
 
 def _packed(offsets: Counts, sequence_length: int, packing: bool) -> Pieces:
     starts, lengths = cut(offsets, sequence_length)
+    useful = lengths >= LEAST_PIECE
+    starts, lengths = starts[useful], lengths[useful]
     if not packing:
         return Pieces(starts, lengths, np.ones_like(starts))
     whole = lengths == sequence_length

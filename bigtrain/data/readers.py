@@ -9,14 +9,17 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from bigtrain.config.paths import DATA_SUFFIXES
 from bigtrain.data.decoding import COMPRESSIONS, Meter, byte_chunks, data_error, decoded, lines
 
 LONGEST_DOCUMENT = 2**20
 """Characters; a longer document is cut at a line end, so that one document never needs much memory."""
 
-FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet", ".arrow")
+FORMATS = DATA_SUFFIXES
 KNOWN_SUFFIXES = f"{' '.join(FORMATS)} (+ {' '.join(COMPRESSIONS)})"
 TEXT_COLUMN = "data.text_column"
+ANOTHER_ROW = "name another column, or leave the row out"
+BROKEN_LINE = "mend the line, or leave it out"
 
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _LEADING_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
@@ -41,7 +44,8 @@ def read_documents(path: Path, column: str, meter: Meter) -> Iterator[str]:
             found = True
             yield document
     if not found:
-        raise data_error(str(path), "the file holds no text" if path.stat().st_size else "the file is empty")
+        what = "the file holds no text" if path.stat().st_size else "the file is empty"
+        raise data_error(str(path), f"{what}; leave it out")
     meter.finished_bytes += path.stat().st_size
     meter.present_bytes = 0
 
@@ -64,15 +68,17 @@ def text_of(row: object, column: str, where: str) -> str:
     if not isinstance(row, dict):
         raise data_error(where, f"{json_type(row)} stands where a JSON object with a column {column!r} is needed")
     if column not in row:
-        raise data_error(where, f"no column {column!r}; there are: {', '.join(map(str, row)) or 'none'}", TEXT_COLUMN)
+        there = ", ".join(map(str, row)) or "none"
+        raise data_error(where, f"no column {column!r}; there are: {there}; {ANOTHER_ROW}", TEXT_COLUMN)
     text = row[column]
     if not isinstance(text, str):
-        raise data_error(where, f"column {column!r} holds {json_type(text)}, not text", TEXT_COLUMN)
+        raise data_error(where, f"column {column!r} holds {json_type(text)}, not text; {ANOTHER_ROW}", TEXT_COLUMN)
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise data_error(where, f"column {column!r} holds half of a surrogate pair", TEXT_COLUMN) from None
+            what = f"column {column!r} holds half of a surrogate pair; write the whole character"
+            raise data_error(where, what, TEXT_COLUMN) from None
     return text
 
 
@@ -128,9 +134,12 @@ def _json_lines(path: Path, texts: Iterable[str], column: str) -> Iterator[str]:
         try:
             row = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
-            raise data_error(where, f"broken JSON: {error.msg} at column {error.colno}") from None
+            reason = f"broken JSON: {error.msg} at column {error.colno}; {BROKEN_LINE}"
+            raise data_error(where, reason) from None
         except RecursionError:
-            raise data_error(where, "broken JSON: nested too deeply") from None
+            raise data_error(where, f"broken JSON: nested too deeply; {BROKEN_LINE}") from None
+        except ValueError:  # Python's limit on the digits of an integer
+            raise data_error(where, f"broken JSON: a number of too many digits; {BROKEN_LINE}") from None
         yield text_of(row, column, where)
 
 
@@ -142,8 +151,12 @@ def _csv_rows(path: Path, texts: Iterable[str], column: str) -> Iterator[str]:
         if names and column not in names:
             raise data_error(f"{path}:1", f"no column {column!r}; there are: {', '.join(names)}", TEXT_COLUMN)
         for row in rows:
+            where = f"{path}:{rows.line_num}"
+            if None in row:
+                width = f"{len(names) + len(row[None])} fields in a table of {len(names)} columns"
+                raise data_error(where, f"{width}; quote text that holds a comma")
             if row[column] is None:
-                raise data_error(f"{path}:{rows.line_num}", f"the row has no column {column!r}", TEXT_COLUMN)
+                raise data_error(where, f"the row has no column {column!r}; {ANOTHER_ROW}", TEXT_COLUMN)
             yield row[column]
     except csv.Error as error:
-        raise data_error(f"{path}:{rows.reader.line_num}", f"broken CSV: {error}") from None
+        raise data_error(f"{path}:{rows.reader.line_num}", f"broken CSV: {error}; {BROKEN_LINE}") from None

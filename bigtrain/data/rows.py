@@ -45,6 +45,7 @@ class RowReader:
         if shape.objective == "mlm_nsp":
             raise DataError(Fault("", "train.objective", "rows hold no pairs of sentences; use mlm"))
         self.index = RowIndex.open(corpus, split, shape.sequence_length, shape.packing)
+        self._folder = corpus.folder
         self._runs = TokenRuns(corpus.shards(split))
         self._shape, self._seed, self._special = shape, seed, corpus.special_tokens
         ids = np.arange(corpus.vocab_size)
@@ -55,10 +56,12 @@ class RowReader:
         return len(self.index)
 
     def read(self, rows: Ids, epochs: Ids) -> Rows:
-        """Return these rows as they are in these epochs, (B,) each."""
+        """Return these rows as they are in these epochs, (B,) each; raises DataError for ids of no token."""
         pieces = self.index.pieces(rows)
         held, lengths = self._layout(pieces)
         tokens = self._runs.read(pieces.starts, pieces.lengths).astype(np.int64)
+        if (largest := int(tokens.max(initial=0))) >= len(self._is_special):
+            raise self._damaged(largest)
         input_ids = np.full(held.shape, self._special.filler, np.int64)
         input_ids[held] = tokens
         if self._shape.objective == "clm":
@@ -70,6 +73,11 @@ class RowReader:
         maskable = held & ~self._is_special[input_ids]
         probability = self._shape.masking_probability
         return Rows(*mask_rows(input_ids, maskable, keys, probability, self._special.mask, self._ordinary), lengths)
+
+    def _damaged(self, token: int) -> DataError:
+        what = f"the tokenized data is damaged: a token id {token} in a vocabulary of {len(self._is_special)}"
+        instead = f"delete the folder {self._folder} and run bigtrain prepare again"
+        return DataError(Fault(str(self._folder), "data.cache", f"{what}; {instead}"))
 
     def _layout(self, pieces: Pieces) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
         """Return which positions hold a token, (B, T), and the lengths of each row's pieces, (B, D)."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bigtrain.config.paths import is_local, local_path
 from bigtrain.config.schema import DataSection
 from bigtrain.data.decoding import Meter, data_error
 from bigtrain.data.embedded import embedded_documents, library_digest
@@ -69,19 +70,9 @@ def identity(data: DataSection, origin: str = "") -> dict[str, Any]:
 
 def hub_name(data: DataSection) -> str | None:
     """Return the hub id that the source is, or None where it is embedded or names paths."""
-    if isinstance(data.source, str) and data.source != EMBEDDED and not is_path(data.source):
+    if isinstance(data.source, str) and data.source != EMBEDDED and not is_local(data.source):
         return data.source
     return None
-
-
-def is_path(text: str) -> bool:
-    """Return whether a source or tokenizer is meant as a path: it is there, or it is written like one."""
-    return (
-        Path(text).expanduser().exists()
-        or text.startswith((".", "/", "~"))
-        or text.count("/") > 1
-        or file_format(Path(text)) is not None
-    )
 
 
 def source_files(data: DataSection, origin: str = "") -> list[Path]:
@@ -93,7 +84,7 @@ def source_files(data: DataSection, origin: str = "") -> list[Path]:
     faults: list[Fault] = []
     for name in [data.source] if isinstance(data.source, str) else data.source:
         try:
-            files += _files_at(Path(name).expanduser().absolute(), name, origin)
+            files += _files_at(local_path(name).absolute(), name, origin)
         except DataError as error:
             faults += error.faults
     if faults:
@@ -118,7 +109,7 @@ def _files_at(path: Path, name: str, origin: str) -> list[Path]:
     if file_format(path) is None:
         raise data_error(origin, f"unknown file type: {name}; known are {KNOWN_SUFFIXES}")
     if not path.stat().st_size:
-        raise data_error(str(name), "the file is empty")
+        raise data_error(str(name), "the file is empty; leave it out")
     return [path]
 
 

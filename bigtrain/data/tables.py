@@ -13,7 +13,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from bigtrain.data.decoding import COMPRESSIONS, Meter, byte_chunks, data_error
-from bigtrain.data.readers import TEXT_COLUMN
+from bigtrain.data.readers import ANOTHER_ROW, TEXT_COLUMN
 
 BATCH_ROWS = 256
 
@@ -33,11 +33,13 @@ def table_texts(path: Path, chosen: str, column: str, meter: Meter) -> Iterator[
                 values = batch.column(schema.get_field_index(column))
                 if values.null_count:
                     first = rows + values.is_null().index(True).as_py() + 1
-                    raise data_error(f"{path}", f"column {column!r} holds null in row {first}", TEXT_COLUMN)
+                    what = f"column {column!r} holds null in row {first}; {ANOTHER_ROW}"
+                    raise data_error(str(path), what, TEXT_COLUMN)
                 rows += len(values)
                 yield from values.to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
-        raise data_error(str(path), f"cannot be read as {chosen}: {str(error).splitlines()[0]}") from error
+        what = f"cannot be read as {chosen}: {str(error).splitlines()[0]}; fetch or write it again"
+        raise data_error(str(path), what) from error
 
 
 def _parquet(file: IO[bytes], column: str) -> Iterator[tuple[Any, Any]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bigtrain.config.paths import is_local, local_path
 from bigtrain.data.decoding import data_error
-from bigtrain.data.sources import is_path
 
 TRAIN = "train"
 TOKENIZER_KEY = "data.tokenizer"
+LARGEST_VOCABULARY = 2**32
+"""The tokenizers library holds an id in 32 bits."""
 
 SPECIAL_NAMES: dict[str, tuple[str, ...]] = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
@@ -59,9 +61,9 @@ def tokenizer_path(spec: str, origin: str = "") -> Path | None:
 
     Raises DataError where the path is written like one but nothing is there.
     """
-    if not is_path(spec):
+    if not is_local(spec):
         return None
-    path = Path(spec).expanduser().absolute()
+    path = local_path(spec).absolute()
     if path.is_dir():
         path /= "tokenizer.json"
         if not path.exists():
@@ -95,13 +97,27 @@ def vocabulary_size(spec: str, origin: str = "") -> int | None:
         if path is None:
             return None
     contents = read_tokenizer_json(path)
-    vocabulary = contents["model"].get("vocab", {})
-    # A Unigram model's vocabulary is a list of (token, score), the others' a mapping of token to id.
-    ids = [len(vocabulary) - 1] if isinstance(vocabulary, list) else list(vocabulary.values())
-    ids += [token["id"] for token in contents.get("added_tokens") or ()]
-    if not all(isinstance(token, int) for token in ids):
+    ids = [*_model_ids(contents["model"].get("vocab", {})), *_added_ids(contents.get("added_tokens") or [])]
+    numbers = [token for token in ids if type(token) is int and 0 <= token < LARGEST_VOCABULARY]
+    if len(numbers) < len(ids):
         raise not_a_tokenizer(path)
-    return max(ids, default=-1) + 1
+    return max(numbers, default=-1) + 1
+
+
+def _model_ids(vocabulary: object) -> Iterable[object]:
+    """Return what stands where the ids of a model belong, None for what is no vocabulary."""
+    if isinstance(vocabulary, dict):
+        return vocabulary.values()
+    # A Unigram model's vocabulary is a list of (token, score), the others' a mapping of token to id.
+    if isinstance(vocabulary, list) and all(isinstance(entry, list) and len(entry) == 2 for entry in vocabulary):
+        return range(len(vocabulary))
+    return [None]
+
+
+def _added_ids(added: object) -> list[object]:
+    if not isinstance(added, list):
+        return [None]
+    return [token.get("id") if isinstance(token, dict) else None for token in added]
 
 
 def not_a_tokenizer(path: Path) -> Exception:

@@ -13,7 +13,7 @@ from bigtrain.config.dump import to_yaml
 from bigtrain.config.model import ModelConfig, resolve_model
 from bigtrain.config.schema import Recipe
 from bigtrain.data.vocabulary import vocabulary_size
-from bigtrain.errors import Fault, RecipeError
+from bigtrain.errors import DataError, Fault, RecipeError
 from bigtrain.models import shape
 from bigtrain.optim.cost import state_bytes
 from bigtrain.planner import hardware as hardware_module
@@ -57,11 +57,18 @@ class Plan:
         return ()
 
     def with_rows(self, rows: int) -> Plan:
-        """Return the plan with `epochs` turned into steps, now that an epoch is known to have so many rows."""
+        """Return the plan with `epochs` turned into steps, now that an epoch is known to have so many rows.
+
+        Raises RecipeError if the warm-up turns out to be longer than the run.
+        """
         train = self.recipe.train
         if train.epochs is None:
             return self
         steps = max(1, round(train.epochs * rows / train.global_batch_size))
+        warmup = self.recipe.optimizer.warmup_steps
+        if isinstance(warmup, int) and warmup > steps:
+            text = f"{warmup} steps of warm-up are longer than the run of {steps}; write a share such as 6%"
+            raise _fault(self.recipe, "optimizer.warmup_steps", text)
         train = train.model_copy(update={"epochs": None, "steps": steps})
         return dataclasses.replace(self, recipe=self.recipe.model_copy(update={"train": train}))
 
@@ -128,13 +135,19 @@ def _chosen_hardware(recipe: Recipe, hardware: Hardware | None) -> Hardware:
 def _vocab_size(recipe: Recipe) -> int:
     if recipe.data.tokenizer == "train":
         return recipe.data.vocab_size
-    size = vocabulary_size(recipe.data.tokenizer)
     written = recipe.model.vocab_size
+    try:
+        size = vocabulary_size(recipe.data.tokenizer, recipe.origin("data.tokenizer"))
+    except DataError:
+        if written == "auto":
+            raise
+        size = None  # a stored plan outlives the tokenizer's file, and preparing the data looks at it again
     if size is None and written == "auto":
         text = (
-            "'auto' is the tokenizer's, which is not on this machine yet; run bigtrain prepare first, or give a number"
+            f"{recipe.data.tokenizer} is not on this machine yet, so its size is not known; "
+            "run bigtrain prepare first, or give model.vocab_size"
         )
-        raise _fault(recipe, "model.vocab_size", text)
+        raise _fault(recipe, "data.tokenizer", text)
     if size is not None and written != "auto" and written < size:
         text = f"{written} is less than the {size} tokens of {recipe.data.tokenizer}; use auto or at least {size}"
         raise _fault(recipe, "model.vocab_size", text)

@@ -19,8 +19,12 @@ def die_with_parent(parent: int) -> None:
 
 
 def main() -> int:
-    """Train, and return the exit code; arguments: the launcher's process id, the run folder."""
-    parent, run_dir = int(sys.argv[1]), Path(sys.argv[2])
+    """Train, and return the exit code.
+
+    Arguments: the launcher's process id, the run folder, the keys that may differ on resume, the user's own command.
+    """
+    parent, run_dir, allowed = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    sys.argv = sys.argv[4:]
     die_with_parent(parent)
     from bigtrain.config.load import read_recipe
     from bigtrain.errors import BigtrainError
@@ -28,7 +32,9 @@ def main() -> int:
     from bigtrain.training.loop import train
 
     try:
-        train(plan(read_recipe(sys.stdin.buffer.read(), "plan.yaml")), run_dir)
+        # The plan was made by the launcher, so a place in its text would mean nothing to the user.
+        recipe = read_recipe(sys.stdin.buffer.read(), "plan.yaml").with_origins({})
+        train(plan(recipe), run_dir, allowed=[key for key in allowed.split(",") if key])
     except BigtrainError as error:
         return error.report()
     return 0

@@ -10,12 +10,19 @@ from bigtrain.checkpoint.manifest import step_of
 from bigtrain.checkpoint.state import PLAN, TOKENIZER
 from bigtrain.checkpoint.store import find_checkpoint
 from bigtrain.config.load import load_recipe
+from bigtrain.data.corpus import Corpus
 from bigtrain.data.ensure import ensure_prepared
 from bigtrain.engine import place
-from bigtrain.planner.plan import plan
+from bigtrain.errors import Fault, InputError
+from bigtrain.planner.plan import Plan, plan
 from bigtrain.training.evaluate import evaluate_plan
 from bigtrain.training.generate import load_trained
 from bigtrain.training.runtime import runtime
+
+CHANGEABLE = (
+    "data.", "amp.", "train.eval_rows=", "train.micro_batch_size=", "train.masking_probability=", "train.device=",
+)  # fmt: skip
+"""What an evaluation may be told to do otherwise than the run did."""
 
 
 def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -25,10 +32,27 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     tokenizer. Raises InputError for a run, an override or data that cannot be used.
     """
     folder = find_checkpoint(path)
-    tokenizer = [f"data.tokenizer={folder / TOKENIZER}"] if any(o.startswith("data.") for o in overrides) else []
-    here_plan = plan(load_recipe(folder / PLAN, ["train.device=auto", "train.compile=false", *tokenizer, *overrides]))
+    here_plan, corpus = _planned(folder, overrides)
     trained = load_trained(folder)
     with runtime(here_plan) as here:
         place(trained.model, here.device, seed=0)
-        found = evaluate_plan(trained.model, here_plan, ensure_prepared(here_plan.recipe), here.device)
+        found = evaluate_plan(trained.model, here_plan, corpus, here.device)
     return {"step": step_of(folder) if folder.name.startswith("step-") else None, **found.row()}
+
+
+def _planned(folder: Path, overrides: Sequence[str]) -> tuple[Plan, Corpus]:
+    """Return the plan of the evaluation and its corpus, tokenized by the very tokenizer that the weights know."""
+    changes = ["train.device=auto", "train.compile=false", "train.init_from=null", *overrides]
+    own_tokenizer = f"data.tokenizer={folder / TOKENIZER}"
+    if any(override.startswith("data.") for override in overrides):
+        changes.append(own_tokenizer)
+    planned = plan(load_recipe(folder / PLAN, changes))
+    useless = [override for override in overrides if not override.startswith(CHANGEABLE)]
+    if useless:
+        key = useless[0].partition("=")[0]
+        raise InputError(Fault("command line", key, "changes nothing in an evaluation; leave it out"))
+    corpus = ensure_prepared(planned.recipe)
+    if corpus.tokenizer_file.read_bytes() != (folder / TOKENIZER).read_bytes():
+        planned = plan(load_recipe(folder / PLAN, [*changes, own_tokenizer]))
+        corpus = ensure_prepared(planned.recipe)
+    return planned, corpus

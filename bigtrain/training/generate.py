@@ -10,11 +10,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from bigtrain.checkpoint.state import PLAN, TOKENIZER, load_weights
+from bigtrain.checkpoint.resume import stored_recipe
+from bigtrain.checkpoint.state import TOKENIZER, load_weights
 from bigtrain.checkpoint.store import find_checkpoint
-from bigtrain.config.load import load_recipe
 from bigtrain.data.tokenizer import open_tokenizer, special_tokens
 from bigtrain.errors import DataError
+from bigtrain.planner.hardware import cpu
 from bigtrain.planner.plan import Plan, plan
 from bigtrain.training.loop import build_plan_model
 
@@ -31,7 +32,7 @@ class TrainedModel:
 def load_trained(path: Path) -> TrainedModel:
     """Return the model of a run or checkpoint, on the CPU. Raises CheckpointError if there is none."""
     folder = find_checkpoint(path)
-    made_by = plan(load_recipe(folder / PLAN, ["train.device=cpu"]))
+    made_by = plan(stored_recipe(folder), cpu())
     model: nn.Module = build_plan_model(made_by)
     load_weights(model, folder)
     tokenizer = open_tokenizer(folder / TOKENIZER)

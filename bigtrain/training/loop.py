@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
 from os import PathLike
@@ -18,7 +19,7 @@ from torch import nn
 
 import bigtrain
 from bigtrain.batch import Batch
-from bigtrain.checkpoint.resume import PLAN_FILE
+from bigtrain.checkpoint.resume import PLAN_FILE, check_resume
 from bigtrain.checkpoint.state import PLAN, TOKENIZER, TrainState, load_weights
 from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint
 from bigtrain.data.cache import cache_folder
@@ -26,7 +27,7 @@ from bigtrain.data.corpus import Corpus
 from bigtrain.data.ensure import ensure_prepared
 from bigtrain.data.loader import Loader
 from bigtrain.engine import Engine, StepResult, prepare
-from bigtrain.errors import BigtrainError, Interrupted
+from bigtrain.errors import BigtrainError, CheckpointError, Fault, Interrupted
 from bigtrain.models.build import build_model
 from bigtrain.optim.build import build_optimizer
 from bigtrain.planner.plan import Plan
@@ -41,12 +42,14 @@ DEPENDENCIES = ("torch", "numpy", "tokenizers")
 """Whose versions a result depends on."""
 
 
-def train(plan: Plan, run_dir: str | PathLike[str]) -> None:
+def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = ()) -> None:
     """Train in this process as a plan says, going on from the newest checkpoint of the run folder if there is one.
 
-    Raises InputError for data or checkpoints that cannot be used, Interrupted after a signal and a checkpoint.
+    `allowed` are recipe keys that may differ from those the run was started with. Raises InputError for a folder,
+    data or checkpoints that cannot be used, Interrupted after a signal and a checkpoint.
     """
     folder = Path(run_dir)
+    check_resume(folder, plan.recipe, allowed)
     with runtime(plan) as here:
         corpus = ensure_prepared(plan.recipe)
         loader = build_loader(plan, corpus)
@@ -54,7 +57,10 @@ def train(plan: Plan, run_dir: str | PathLike[str]) -> None:
         engine = build_engine(plan)
         state = TrainState(engine, loader)
         store = CheckpointStore(folder, keep=plan.recipe.checkpoint.keep)
-        _start_from(state, store, plan)
+        _start_from(state, store, plan, corpus, other_data=any(key.split(".")[0] == "data" for key in allowed))
+        if plan.total_steps is not None and state.step >= plan.total_steps:
+            print(f"{folder}: its {plan.total_steps} steps are done already", flush=True)
+            return
         folder.mkdir(parents=True, exist_ok=True)
         write_run_files(folder, plan)
         Run(plan, folder, here, corpus, state, store).finish()
@@ -115,13 +121,21 @@ def environment(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _start_from(state: TrainState, store: CheckpointStore, plan: Plan) -> None:
-    """Restore the newest checkpoint of the run; a new run takes over the weights of `train.init_from`, if any."""
-    newest = store.newest()
+def _start_from(state: TrainState, store: CheckpointStore, plan: Plan, corpus: Corpus, *, other_data: bool) -> None:
+    """Restore the newest checkpoint of the run; a new run takes over the weights of `train.init_from`, if any.
+
+    Raises CheckpointError if the weights were trained with another tokenizer: their tokens would mean other words.
+    """
+    newest, source = store.newest(), plan.recipe.train.init_from
     if newest is not None:
-        state.restore(newest)
-    elif plan.recipe.train.init_from is not None:
-        load_weights(state.engine.model, find_checkpoint(Path(plan.recipe.train.init_from)))
+        state.restore(newest, other_data=other_data)
+    elif source is not None:
+        first = find_checkpoint(Path(source).expanduser())
+        tokenizer = first / TOKENIZER
+        if tokenizer.is_file() and tokenizer.read_bytes() != corpus.tokenizer_file.read_bytes():
+            text = f"{source} was trained with another tokenizer; use data.tokenizer={tokenizer}"
+            raise CheckpointError(Fault(plan.recipe.origin("train.init_from"), "train.init_from", text))
+        load_weights(state.engine.model, first)
 
 
 class Run:
@@ -144,9 +158,6 @@ class Run:
     def finish(self) -> None:
         """Take the steps that are left, then evaluate, save and report."""
         recipe, state = self.plan.recipe, self._state
-        if state.step >= self.total_steps:
-            print(f"{self.folder}: its {self.total_steps} steps are done already", flush=True)
-            return
         log = MetricsLog(self.folder, step=state.step, trackers=list(recipe.logging.trackers))
         self._meter = Meter(self.plan, cache_folder(recipe.data), tokens=state.tokens)
         with RunProgress(self.total_steps, step=state.step) as progress:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import bigtrain
-from bigtrain.checkpoint.resume import check_resume
-from bigtrain.errors import ResumeError
+from bigtrain.checkpoint.resume import check_resume, stored_recipe
+from bigtrain.errors import InputError, RecipeError, ResumeError
 from bigtrain.planner.plan import Plan, plan
 
 
@@ -59,3 +59,33 @@ def test_every_difference_is_told(run: Path) -> None:
     with pytest.raises(ResumeError) as caught:
         check_resume(run, planned("seed=5", "train.dropout=0.25").recipe)
     assert len(caught.value.faults) == 2
+
+
+def test_a_key_that_does_not_exist_cannot_be_allowed(run: Path) -> None:
+    with pytest.raises(InputError, match=r"^command line: --allow: no key 'optimizer.learning_rat'; did you mean"):
+        check_resume(run, planned().recipe, allowed=["optimizer.learning_rat"])
+
+
+def test_a_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=r"^command line: --run-dir: .*file is a file; name another folder$"):
+            check_resume(folder, planned().recipe)
+    with pytest.raises(InputError, match="--run-dir"):
+        check_resume(tmp_path / ("x" * 300), planned().recipe)
+
+
+def test_a_stored_recipe_needs_nothing_of_what_it_names(tmp_path: Path) -> None:
+    source = tmp_path / "texts.txt"
+    source.write_text("some text")
+    (tmp_path / "plan.yaml").write_text(planned(f"data.source={source}").to_yaml())
+    source.unlink()
+    assert stored_recipe(tmp_path).data.source == str(source)
+
+
+def test_a_stored_recipe_that_is_absent_or_damaged_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match="no folder of a run"):
+        stored_recipe(tmp_path)
+    (tmp_path / "plan.yaml").write_text("model: [")
+    with pytest.raises(RecipeError):
+        stored_recipe(tmp_path)

@@ -41,7 +41,7 @@ class Position:
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, other_data: bool = False) -> None:
         self.position = state["position"]
 
 

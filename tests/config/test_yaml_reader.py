@@ -144,6 +144,12 @@ def test_refused(text, line, key, words):
     assert words in fault.text
 
 
+def test_a_merge_key_is_one_fault():
+    document = read("a:\n  <<: [*x, *y]\n  b: *z\nc:\n  <<: {d: &w 1}\n  e: 2\n")
+    assert [(fault.where[-1], fault.key) for fault in document.faults] == [("2", "a"), ("3", "a.b"), ("5", "c")]
+    assert document.value == {"a": {"b": None}, "c": {"e": 2}}  # or `<<` would be an unknown key as well
+
+
 def test_all_faults_at_once():
     document = read("a: &x 1\nb: *x\nc: !t 2\na: 3\n")
     assert [fault.where[-1] for fault in document.faults] == ["1", "2", "3", "4"]

@@ -15,6 +15,7 @@ from bigtrain.config.schema import Recipe
 from bigtrain.data import build, sources
 from bigtrain.data.build import prepare
 from bigtrain.data.corpus import SPLITS, Corpus, corpus_folder
+from bigtrain.data.packing import ROWS_VERSION
 from bigtrain.errors import DataError
 
 MakeRecipe = Callable[..., Recipe]
@@ -140,7 +141,7 @@ def test_prepared_once(make_recipe: MakeRecipe, bert_corpus: Corpus, monkeypatch
     monkeypatch.setattr(build, "_tokenize", lambda *_: pytest.fail("tokenized again"))
     assert prepare(make_recipe("bert"), show_progress=False).folder == bert_corpus.folder
     assert prepare(make_recipe("bert", sequence_length=48), show_progress=False).folder == bert_corpus.folder
-    assert (bert_corpus.folder / "rows" / "train-48-packed-1").is_dir()
+    assert (bert_corpus.folder / "rows" / f"train-48-packed-{ROWS_VERSION}").is_dir()
 
 
 def test_two_at_once_make_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:

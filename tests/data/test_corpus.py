@@ -107,11 +107,13 @@ def test_every_damaged_file_is_a_fault(copied: tuple[Recipe, Corpus]) -> None:
     assert len(raised.value.faults) == 2
 
 
-def test_damaged_manifest(copied: tuple[Recipe, Corpus]) -> None:
+@pytest.mark.parametrize("content", ['{"files": ', "", "{}", "[]", "null", '{"files": {}}'])
+def test_damaged_manifest(copied: tuple[Recipe, Corpus], content: str) -> None:
     recipe, corpus = copied
-    (corpus.folder / "manifest.json").write_text('{"files": ')
-    with pytest.raises(DataError, match=r"manifest\.json: data\.cache: this tokenized data is damaged"):
+    (corpus.folder / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json: data\.cache: this tokenized data is damaged") as raised:
         open_corpus(recipe)
+    assert f"delete the folder {corpus.folder} and run again" in str(raised.value)
 
 
 def test_verify_sees_a_changed_byte(copied: tuple[Recipe, Corpus]) -> None:

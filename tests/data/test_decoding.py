@@ -40,7 +40,8 @@ def test_lines_are_those_of_the_whole(text: str, size: int) -> None:
 def test_first_wrong_byte_is_named(content: bytes, offset: int, byte: str, size: int) -> None:
     with pytest.raises(DataError) as raised:
         list(decoded(HERE, pieces(content, size)))
-    assert str(raised.value) == f"some/file.txt: data.source: not UTF-8 text: byte 0x{byte} at offset {offset}"
+    place = f"byte 0x{byte} at offset {offset}"
+    assert str(raised.value) == f"some/file.txt: data.source: not UTF-8 text: {place}; save the file as UTF-8"
 
 
 def test_chunks_are_bounded_and_counted(tmp_path: Path) -> None:
@@ -94,5 +95,5 @@ def test_truncated_zstandard(tmp_path: Path) -> None:
 
 
 def test_absent(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with pytest.raises(DataError, match="cannot be read: No such file or directory; make it readable"):
         list(byte_chunks(tmp_path / "none", Meter()))

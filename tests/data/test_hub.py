@@ -75,9 +75,8 @@ def test_missing_column(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
 
 def test_row_without_text(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
     load(monkeypatch, Made(["a", None]))
-    assert (
-        fault(DataSection(source="user/set")) == "user/set row 2: data.text_column: column 'text' holds null, not text"
-    )
+    what = "column 'text' holds null, not text; name another column, or leave the row out"
+    assert fault(DataSection(source="user/set")) == f"user/set row 2: data.text_column: {what}"
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("no set\nmore"), ValueError("no set"), ConnectionError("no set.")])

@@ -80,6 +80,10 @@ def test_a_broken_value_does_not_read_the_whole_file(monkeypatch: pytest.MonkeyP
         ('[{"a": 1}]\n{"b": 2}', "some.json:2: data.source: broken JSON: more text after the array"),
         ('[\n{"a": 1},\n{"b": nope}]', "some.json:3: data.source: broken JSON: Expecting value"),
         ('{"a": 1,\n\n 2}', "some.json:3: data.source: broken JSON: Expecting property name"),
+        (
+            '[{"a": 1},\n{"b": ' + "1" * 5000 + "}]",
+            "some.json:2: data.source: broken JSON: a number of too many digits",
+        ),
         ("[" * 200_000, "some.json:1: data.source: broken JSON: nested too deeply"),
     ],
 )

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.config.schema import Recipe
+from bigtrain.config.schema import Family, Recipe
 from bigtrain.data import packing
-from bigtrain.data.corpus import SPLITS, Corpus
-from bigtrain.data.packing import RowIndex, check_rows, cut, pack, spans
+from bigtrain.data.build import prepare
+from bigtrain.data.corpus import SPLITS, Corpus, Split
+from bigtrain.data.packing import Counts, RowIndex, check_rows, cut, pack, spans
 from bigtrain.errors import DataError
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=80)
@@ -35,9 +36,15 @@ def test_pieces_are_the_documents(sizes: list[int], length: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(SIZES, st.integers(1, 20), st.booleans())
-def test_every_token_lies_in_one_row_and_none_is_too_long(sizes: list[int], length: int, packed: bool) -> None:
+def test_every_useful_token_lies_in_one_row_and_none_is_too_long(sizes: list[int], length: int, packed: bool) -> None:
+    starts, lengths = cut(bounds(sizes), length)
+    useful = lengths > 1
     pieces = packing._packed(bounds(sizes), length, packed)
-    assert sorted(spans(pieces.starts, pieces.lengths).tolist()) == list(range(5, 5 + sum(sizes)))
+    held = spans(starts[useful], lengths[useful]).tolist()
+    assert sorted(spans(pieces.starts, pieces.lengths).tolist()) == held
+    if not held:
+        assert len(pieces.per_row) == 0
+        return
     ends = np.cumsum(pieces.per_row)
     assert ends[-1] == len(pieces.starts)
     assert pieces.per_row.min() >= 1
@@ -71,14 +78,28 @@ def test_spans() -> None:
     assert spans(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
 
 
+def useful_tokens(corpus: Corpus, split: Split, sequence_length: int) -> Counts:
+    """Places of all tokens, without the one that a document may leave alone behind its last whole row."""
+    sizes = np.array([len(ids) for ids in corpus.documents(split)])
+    alone = np.cumsum(sizes)[sizes % sequence_length == 1] - 1
+    return np.setdiff1d(np.arange(sizes.sum()), alone)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_single_token_is_no_piece(packed: bool) -> None:
+    pieces = packing._packed(np.array([0, 9, 12]), 4, packed)
+    assert sorted(zip(pieces.starts.tolist(), pieces.lengths.tolist(), strict=True)) == [(0, 4), (4, 4), (9, 3)]
+    assert pieces.per_row.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("packed", [True, False])
 def test_index_of_a_corpus(bert_corpus: Corpus, split: str, packed: bool) -> None:
     index = RowIndex.open(bert_corpus, split, 32, packed)  # type: ignore[arg-type]
     every = index.pieces(np.arange(len(index)))
-    tokens = bert_corpus.counts(split).tokens  # type: ignore[arg-type]
-    assert np.array_equal(np.sort(spans(every.starts, every.lengths)), np.arange(tokens))
-    assert index.fill == tokens / (len(index) * 32)
+    tokens = useful_tokens(bert_corpus, split, 32)  # type: ignore[arg-type]
+    assert np.array_equal(np.sort(spans(every.starts, every.lengths)), tokens)
+    assert index.fill == len(tokens) / (len(index) * 32)
     assert index.fill > (0.95 if packed else 0.1)
 
 
@@ -102,7 +123,7 @@ def test_small_windows_keep_memory_constant_and_lose_nothing(
     monkeypatch.setattr(packing, "WINDOW_DOCUMENTS", 7)
     index = RowIndex.open(copy_of(bert_corpus, tmp_path / "corpus"), "train", 32, True)
     every = index.pieces(np.arange(len(index)))
-    assert np.array_equal(np.sort(spans(every.starts, every.lengths)), np.arange(bert_corpus.counts("train").tokens))
+    assert np.array_equal(np.sort(spans(every.starts, every.lengths)), useful_tokens(bert_corpus, "train", 32))
 
 
 def test_written_once_and_whole(bert_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,10 +152,31 @@ def test_rows_of_a_recipe(make_recipe: Callable[..., Recipe], bert_corpus: Corpu
     assert str(raised.value).startswith(f"{begin} {rows + 1}; use at most {rows}, ")
 
 
-def test_damaged(bert_corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "least"), [("bert", 3), ("gpt", 2), ("llama", 2)])
+def test_rows_without_anything_to_predict(
+    make_recipe: Callable[..., Recipe], bert_corpus: Corpus, family: Family, least: int
+) -> None:
+    packing.require_length(family, least)
+    recipe = make_recipe(family, sequence_length=least - 1)
+    recipe._origins = {"data": "recipe.yaml:5", "data.sequence_length": "recipe.yaml:8"}
+    what = f"rows of {least - 1} tokens leave nothing to predict for {family}; use at least {least}"
+    for refuse in (lambda: check_rows(recipe, bert_corpus), lambda: prepare(recipe, show_progress=False)):
+        with pytest.raises(DataError) as raised:
+            refuse()
+        assert str(raised.value) == f"recipe.yaml:8: data.sequence_length: {what}"
+
+
+def test_index_of_rows_without_anything_to_predict(bert_corpus: Corpus) -> None:
+    with pytest.raises(DataError, match=r"^data.sequence_length: rows of 2 tokens leave nothing"):
+        RowIndex.open(bert_corpus, "train", 2, True)
+
+
+@pytest.mark.parametrize("left", [0, 20, -8])
+@pytest.mark.parametrize("part", ["starts", "lengths", "offsets"])
+def test_damaged(bert_corpus: Corpus, tmp_path: Path, part: str, left: int) -> None:
     corpus = copy_of(bert_corpus, tmp_path / "corpus")
     RowIndex.open(corpus, "train", 32, True)
-    damaged = next((corpus.folder / "rows").glob("train*/starts.npy"))
-    damaged.write_bytes(damaged.read_bytes()[:-8])
+    damaged = next((corpus.folder / "rows").glob(f"train*/{part}.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:left])
     with pytest.raises(DataError, match=r"the row index is damaged; delete the folder .* and run again"):
         RowIndex.open(corpus, "train", 32, True)

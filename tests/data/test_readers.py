@@ -132,12 +132,43 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: data.text_column: column 'text' holds half of a surrogate"),
         ("a.csv", "id,body\n1,a\n", "a.csv:1: data.text_column: no column 'text'; there are: id, body"),
         ("a.csv", "id,text\n1,a\n2\n", "a.csv:3: data.text_column: the row has no column 'text'"),
+        (
+            "a.csv",
+            "id,text\n1,a\n2,one, two, three\n",
+            "a.csv:3: data.source: 4 fields in a table of 2 columns; quote text that holds a comma",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"id": ' + "1" * 5000 + "}\n",
+            "a.jsonl:2: data.source: broken JSON: a number of too many digits; mend the line",
+        ),
         ("a.csv", 'text\n"a"b\n', "a.csv:2: data.source: broken CSV: "),
         ("a.csv", 'text\n"a\n', "a.csv:2: data.source: broken CSV: unexpected end of data"),
     ],
 )
 def test_faults_name_the_place(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
     assert fault(tmp_path / name, content).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "instead"),
+    [
+        ("a.txt", "", "leave it out"),
+        ("a.txt", b"\xfe", "save the file as UTF-8"),
+        ("a.jsonl", "{", "mend the line, or leave it out"),
+        ("a.jsonl", "[" * 100_000, "mend the line, or leave it out"),
+        ("a.jsonl", '{"id": 1}', "name another column, or leave the row out"),
+        ("a.jsonl", '{"text": null}', "name another column, or leave the row out"),
+        ("a.jsonl", '{"text": "\\ud800"}', "write the whole character"),
+        ("a.json", '[{"text": ]', "mend the file there"),
+        ("a.csv", "id,text\n2\n", "name another column, or leave the row out"),
+        ("a.csv", 'text\n"a\n', "mend the line, or leave it out"),
+        ("a.txt.gz", b"plain", "fetch or compress it again"),
+        ("a.parquet", b"plain", "fetch or write it again"),
+    ],
+)
+def test_faults_end_with_what_to_do_instead(tmp_path: Path, name: str, content: str | bytes, instead: str) -> None:
+    assert fault(tmp_path / name, content).endswith(f"; {instead}")
 
 
 def test_documents_before_a_fault_are_read(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -32,8 +36,9 @@ def test_shapes_and_types(bert_corpus: Corpus, gpt_corpus: Corpus, packing: bool
         assert rows.document_lengths.dtype == np.int32
         used = rows.document_lengths.sum(axis=1)
         assert used.max() <= 32
-        assert used.min() >= 1
-        assert used.sum() == corpus.counts("train").tokens
+        assert used.min() >= 2
+        alone = sum(len(ids) % 32 == 1 for ids in corpus.documents("train"))  # a last token that has nothing to tell
+        assert used.sum() == corpus.counts("train").tokens - alone
         # zero-filled at the end: no length follows a zero
         assert (np.diff((rows.document_lengths > 0).astype(int), axis=1) <= 0).all()
         assert packing or rows.document_lengths.shape[1] == 1
@@ -91,6 +96,28 @@ def test_a_row_is_a_pure_function_of_seed_epoch_and_number(bert_corpus: Corpus) 
         assert np.array_equal(alone.labels[0], together.labels[row])
     assert not np.array_equal(everything(read, epoch=4).labels, together.labels)
     assert not np.array_equal(everything(reader(bert_corpus, seed=2), epoch=3).labels, together.labels)
+
+
+@pytest.mark.parametrize("length", [3, 4, 5])
+def test_every_row_has_something_to_predict(bert_corpus: Corpus, gpt_corpus: Corpus, length: int) -> None:
+    for corpus, objective in ((bert_corpus, "mlm"), (gpt_corpus, "clm")):
+        shape = RowShape(objective, length, packing=False)  # type: ignore[arg-type]
+        labels = everything(RowReader(corpus, "train", shape, 1)).labels
+        assert (labels != IGNORED_LABEL).any(axis=1).all()
+
+
+def test_tokens_beyond_the_vocabulary_are_damage(gpt_corpus: Corpus, tmp_path: Path) -> None:
+    corpus = replace(gpt_corpus, folder=tmp_path / "corpus")
+    shutil.copytree(gpt_corpus.folder, corpus.folder)
+    path = corpus.folder / "train-00000.tokens"
+    content = bytearray(path.read_bytes())
+    content[1] ^= 0x80
+    path.write_bytes(content)
+    with pytest.raises(DataError) as raised:
+        everything(reader(corpus))
+    text = str(raised.value)
+    assert text.startswith(f"{corpus.folder}: data.cache: the tokenized data is damaged: a token id 3")
+    assert text.endswith(f"in a vocabulary of 400; delete the folder {corpus.folder} and run bigtrain prepare again")
 
 
 def test_no_pairs_of_sentences(bert_corpus: Corpus) -> None:

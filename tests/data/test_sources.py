@@ -15,7 +15,7 @@ from bigtrain.config.schema import DataSection
 from bigtrain.data import sources
 from bigtrain.data.decoding import Meter
 from bigtrain.data.embedded import embedded_documents
-from bigtrain.data.sources import documents, hub_name, identity, is_path, sample, source_files, total_bytes
+from bigtrain.data.sources import documents, hub_name, identity, sample, source_files, total_bytes
 from bigtrain.errors import DataError
 
 ORIGIN = "recipe.yaml:6"
@@ -73,16 +73,20 @@ def test_embedded() -> None:
 
 @pytest.mark.parametrize("text", ["./x", "../x", "/x", "~/x", "no/such/folder", "corpus.txt", "data/corpus.jsonl.gz"])
 def test_paths_are_told_from_their_look(text: str) -> None:
-    assert is_path(text)
+    assert hub_name(DataSection(source=text)) is None
 
 
 @pytest.mark.parametrize("text", ["wikitext", "allenai/c4", "openwebtext", "user/data-1.0"])
 def test_hub_ids_are_told_from_their_look(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_path(text)
     assert hub_name(DataSection(source=text)) == text
     monkeypatch.chdir(tmp_path)
     (tmp_path / text).mkdir(parents=True)
-    assert is_path(text)
+    assert hub_name(DataSection(source=text)) is None
+
+
+def test_home_of_an_unknown_user_is_an_absent_path() -> None:
+    with pytest.raises(DataError, match="no such file or folder: ~nobodyofthisname/a"):
+        source_files(DataSection(source="~nobodyofthisname/a"))
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,11 @@ def test_what_datasets_saves(tmp_path: Path) -> None:
     [
         (pa.table({"id": [1], "body": ["a"]}), "data.text_column: no column 'text'; there are: id, body"),
         (pa.table({"text": [1, 2]}), "data.text_column: column 'text' holds int64, not text"),
-        (pa.table({"text": ["a"] * 600 + [None]}), "data.text_column: column 'text' holds null in row 601"),
-        (pa.table({"text": pa.array([], pa.string())}), "data.source: the file holds no text"),
+        (
+            pa.table({"text": ["a"] * 600 + [None]}),
+            "data.text_column: column 'text' holds null in row 601; name another column, or leave the row out",
+        ),
+        (pa.table({"text": pa.array([], pa.string())}), "data.source: the file holds no text; leave it out"),
     ],
 )
 def test_faults(tmp_path: Path, name: str, table: pa.Table, fault: str) -> None:

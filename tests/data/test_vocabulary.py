@@ -90,9 +90,21 @@ def test_no_tokenizer(tmp_path: Path, content: bytes) -> None:
     assert str(raised.value) == f"{path}: data.tokenizer: the file is no tokenizer.json of the tokenizers library"
 
 
-def test_ids_that_are_no_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "vocabulary", [{"a": "b"}, {"a": True}, {"a": -1}, {"a": 2**32}, 3, "a", None, [1, 2], [["a"]]]
+)
+def test_vocabularies_of_another_shape(tmp_path: Path, vocabulary: Any) -> None:
     with pytest.raises(DataError, match=r"no tokenizer.json"):
-        vocabulary_size(str(write(tmp_path / "t.json", {"a": "b"})))
+        vocabulary_size(str(write(tmp_path / "t.json", vocabulary)))
+
+
+@pytest.mark.parametrize("added", [3, "a", {"id": 1}, [1], [{}], [{"id": None}], [{"id": 1.5}]])
+def test_added_tokens_of_another_shape(tmp_path: Path, added: Any) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": added}))
+    with pytest.raises(DataError) as raised:
+        vocabulary_size(str(path))
+    assert str(raised.value) == f"{path}: data.tokenizer: the file is no tokenizer.json of the tokenizers library"
 
 
 def test_needs_neither_tokenizers_nor_torch(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import bigtrain
 from bigtrain.config.load import read_recipe
 from bigtrain.config.schema import Recipe
 from bigtrain.config.shipped import shipped_recipes
-from bigtrain.errors import RecipeError
+from bigtrain.errors import DataError, RecipeError
 from bigtrain.models import build_model
 from bigtrain.planner import hardware
 from bigtrain.planner.hardware import Hardware
@@ -123,7 +123,7 @@ def test_cuda_asked_for_and_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_tokenizer_that_is_not_here_leaves_the_vocabulary_open() -> None:
-    with pytest.raises(RecipeError, match=r"model.vocab_size: 'auto' is the tokenizer's"):
+    with pytest.raises(RecipeError, match=r"data.tokenizer: someone/something is not on this machine yet"):
         plan(recipe(data={"tokenizer": "someone/something"}))
     assert plan(recipe(data={"tokenizer": "someone/something"}, model={"vocab_size": 77})).model.vocab_size == 77
 
@@ -137,6 +137,20 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> N
     assert plan(recipe(data=spec)).model.vocab_size == 3
     with pytest.raises(RecipeError, match="2 is less than the 3 tokens"):
         plan(recipe(data=spec, model={"vocab_size": 2}))
+
+
+def test_a_plan_outlives_its_tokenizer_file(tmp_path: Path) -> None:
+    gone = {"tokenizer": str(tmp_path / "gone" / "tokenizer.json")}
+    assert plan(recipe(data=gone, model={"vocab_size": 77})).model.vocab_size == 77
+    with pytest.raises(DataError, match=r"data.tokenizer"):
+        plan(recipe(data=gone))
+
+
+def test_a_warm_up_longer_than_the_epochs_is_refused_once_they_are_counted() -> None:
+    planned = plan(recipe(train={"steps": None, "epochs": 1.0}, optimizer={"learning_rate": 1.0, "warmup_steps": 11}))
+    assert planned.with_rows(88).total_steps == 11
+    with pytest.raises(RecipeError, match=r"optimizer.warmup_steps: 11 steps of warm-up are longer than the run of 10"):
+        planned.with_rows(80)
 
 
 def test_bf16_where_it_is_slow_is_a_warning() -> None:

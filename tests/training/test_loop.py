@@ -13,7 +13,7 @@ import torch
 import bigtrain
 from bigtrain.checkpoint.state import load_weights
 from bigtrain.engine import Engine
-from bigtrain.errors import BigtrainError, CheckpointError, DataError, Interrupted
+from bigtrain.errors import BigtrainError, CheckpointError, DataError, Interrupted, ResumeError
 from bigtrain.training import loop
 from bigtrain.training.loop import build_plan_model
 from bigtrain.training.metrics import read_metrics
@@ -172,6 +172,50 @@ def test_weights_of_another_shape_are_refused_before_a_folder_is_made(
     with pytest.raises(CheckpointError, match="weights of another model: "):
         train(tiny_recipes["gpt"], tmp_path / "next", f"train.init_from={tmp_path / 'first'}", "model.hidden_size=64")
     assert not (tmp_path / "next").exists()
+
+
+def test_weights_that_know_other_tokens_are_refused(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    train(tiny_recipes["gpt"], tmp_path / "first", "train.steps=1")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a wholly different thing is written here today\n\n" * 90)
+    from_first = [f"train.init_from={tmp_path / 'first'}", f"data.source={texts}", "train.steps=1"]
+    with pytest.raises(
+        CheckpointError, match=r"^command line: train.init_from: .* with another tokenizer; use data.tok"
+    ):
+        train(tiny_recipes["gpt"], tmp_path / "next", *from_first)
+    own = tmp_path / "first" / "step-00000001" / "tokenizer.json"
+    assert train(tiny_recipes["gpt"], tmp_path / "next", *from_first, f"data.tokenizer={own}")
+
+
+def test_a_folder_of_another_recipe_is_refused_by_the_library_too(
+    tiny_recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=2")
+    with pytest.raises(ResumeError, match="seed"):
+        train(tiny_recipes["gpt"], tmp_path / "run", "seed=3")
+    plan = bigtrain.plan(bigtrain.load_recipe(tiny_recipes["gpt"], ["seed=3", "train.steps=4"]))
+    bigtrain.train(plan, tmp_path / "run", allowed=["seed"])
+    assert [row["step"] for row in read_metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_fewer_steps_than_are_done_change_nothing(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=3")
+    before = (tmp_path / "run" / "plan.yaml").read_text()
+    train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=2")
+    assert (tmp_path / "run" / "plan.yaml").read_text() == before
+
+
+def test_other_data_are_refused_unless_allowed(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the river falls slowly and the bird sings again\n\n" * 90)
+    source = f"data.source={texts}"
+    train(tiny_recipes["gpt"], tmp_path / "run", source, "train.steps=2")
+    texts.write_text("the river falls slowly and the bird sings again\n\n" * 91)
+    with pytest.raises(DataError, match="not those that the checkpoint was reading"):
+        train(tiny_recipes["gpt"], tmp_path / "run", source, "train.steps=4")
+    plan = bigtrain.plan(bigtrain.load_recipe(tiny_recipes["gpt"], [source, "train.steps=4"]))
+    bigtrain.train(plan, tmp_path / "run", allowed=["data"])
+    assert losses(read_metrics(tmp_path / "run")).keys() == {1, 2, 3, 4}
 
 
 def test_a_corpus_smaller_than_a_batch_is_refused_before_a_folder_is_made(

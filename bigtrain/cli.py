@@ -172,7 +172,7 @@ def main() -> None:
         code = app(standalone_mode=False)
     except BigtrainError as error:
         code = error.report()
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
     except UsageFault as error:
         print(f"error: command line: {error.format_message().rstrip('.')}; see bigtrain --help", file=sys.stderr)

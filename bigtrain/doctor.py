@@ -80,7 +80,8 @@ def _measured(*, has_gpu: bool) -> Iterator[Finding]:
     script = _RATE_SCRIPT.format(cache=str(cache_folder(DataSection())))
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     if ran.returncode:
-        yield Finding("!!", "torch starts", ran.stderr.strip().splitlines()[-1])
+        last_line = next(reversed(ran.stderr.strip().splitlines()), f"ended with exit code {ran.returncode}")
+        yield Finding("!!", "torch starts", last_line)
         return
     sees_gpu, fp32, bf16 = ran.stdout.split()
     if has_gpu and sees_gpu != "True":

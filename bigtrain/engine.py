@@ -158,11 +158,14 @@ def place(model: nn.Module, device: torch.device, *, seed: int) -> None:
     """Move a model to a device; parameters on the meta device are created there and initialised from the seed.
 
     Modules are initialised by their `reset_parameters`, or by the `_init_weights` of a transformers model.
-    Raises InputError naming the first module that has parameters and neither.
+    Raises InputError naming the first module that has parameters or buffers and neither.
     """
-    if not any(p.is_meta for p in model.parameters()):
+    tensors = [*model.parameters(), *model.buffers()]
+    if not any(tensor.is_meta for tensor in tensors):
         model.to(device)
         return
+    if not all(tensor.is_meta for tensor in tensors):
+        raise InputError("the model is partly on the meta device; build all of it there, or all on a real device")
     tied = _tied_parameters(model)
     model.to_empty(device=device)
     for first, *others in tied:
@@ -180,7 +183,7 @@ def _initialise(model: nn.Module, name: str, module: nn.Module) -> None:
         of_transformers(module)
     elif callable(its_own):
         its_own()
-    elif list(module.parameters(recurse=False)):
+    elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
         raise InputError(
             f"{name or 'the model'}: {type(module).__name__} is on the meta device and has no reset_parameters(); "
             "add one, or build the model on a real device"

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,10 @@ from types import FrameType
 from bigtrain.checkpoint import manifest
 from bigtrain.checkpoint.resume import check_resume, stored_recipe
 from bigtrain.config.schema import ModelSection, Recipe
-from bigtrain.data.ensure import ensure_prepared
+from bigtrain.data.ensure import child_environment, ensure_prepared
 from bigtrain.data.packing import check_rows
 from bigtrain.data.vocabulary import TRAIN, vocabulary_size
-from bigtrain.errors import Fault, RecipeError
+from bigtrain.errors import BigtrainError, Fault, RecipeError
 from bigtrain.planner.plan import Plan
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -31,16 +32,34 @@ def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str
     """
     folder = Path(run_dir)
     check_resume(folder, plan.recipe, allowed)
-    check_init_from(plan)
+    if not manifest.step_folders(folder):  # a run that has a checkpoint of its own starts from that
+        check_init_from(plan)
     plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe)))
-    argv = [sys.executable, "-m", "bigtrain.training", str(os.getpid()), str(folder), ",".join(allowed), *sys.argv]
-    worker = subprocess.Popen(argv, stdin=subprocess.PIPE, text=True)
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "bigtrain.training",
+        str(os.getpid()),
+        str(folder),
+        ",".join(allowed),
+        *sys.argv,
+    ]
+    # A process group of its own: what a terminal or a scheduler sends to the whole group must not reach it twice.
+    worker = subprocess.Popen(argv, stdin=subprocess.PIPE, text=True, env=child_environment(), process_group=0)
     with _signals_forwarded_to(worker):
         assert worker.stdin is not None
         worker.stdin.write(plan.to_yaml())
         worker.stdin.close()
         code = worker.wait()
-    return 128 - code if code < 0 else code
+    if code < 0:
+        raise BigtrainError(_killed(-code))
+    return code
+
+
+def _killed(number: int) -> str:
+    hint = "; the system does that when memory runs out: use a smaller train.micro_batch_size" if number == 9 else ""
+    return f"the training process was ended by {signal.Signals(number).name}{hint}; launch again to go on"
 
 
 def fetch_tokenizer(recipe: Recipe) -> None:
@@ -79,12 +98,15 @@ def _why_not(folder: Path, wanted: ModelSection) -> str | None:
 
 @contextmanager
 def _signals_forwarded_to(worker: subprocess.Popen[str]) -> Iterator[None]:
-    """Pass signals on; a terminal sends Ctrl-C to the worker itself, so that one is only waited for."""
+    """Pass signals on to the worker, and put the handlers back afterwards; only a main thread may have any."""
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        if worker.poll() is None and not (number == signal.SIGINT and sys.stdin.isatty()):
+        if worker.poll() is None:
             worker.send_signal(number)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
         yield

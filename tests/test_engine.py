@@ -233,3 +233,21 @@ def test_a_length_in_epochs_must_be_counted_first() -> None:
     with pytest.raises(ValueError, match="with_rows"):
         schedule_of(plan)
     assert plan.with_rows(40).total_steps == 10
+
+
+def test_buffers_that_nobody_fills_are_refused_by_name() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("pos", torch.arange(6))
+
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 2), Positions())
+    with pytest.raises(InputError, match="1: Positions is on the meta device"):
+        place(model, torch.device("cpu"), seed=0)
+
+
+def test_a_model_that_is_half_on_the_meta_device_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
+    with pytest.raises(InputError, match="partly on the meta device"):
+        place(model, torch.device("cpu"), seed=0)

@@ -165,5 +165,45 @@ def test_a_worker_that_crashes_is_a_fault(tiny_recipes: dict[str, Path], tmp_pat
     wait_for_steps(run, 2)
     for child in workers(process.pid):
         os.kill(child, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: the training process was ended by SIGKILL; the system does that when memory runs out" in output
+
+
+def test_a_signal_to_the_whole_group_saves_once(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "bigtrain", "launch", str(tiny_recipes["gpt"]), "train.steps=100000"]
+    process = subprocess.Popen([*argv, "--run-dir", str(tmp_path / "run")], stdout=subprocess.DEVNULL, process_group=0)
+    wait_for_steps(tmp_path / "run", 3)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 75
+    assert list((tmp_path / "run").glob("step-*"))
+
+
+def test_a_module_of_the_current_folder_does_not_shadow_the_library(
+    tiny_recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "numbers.py").write_text("raise SystemExit('shadowed')")
+    script = "import sys; sys.path[:] = [p for p in sys.path if p]; from bigtrain.cli import main; main()"
+    argv = [sys.executable, "-P", "-c", script, "launch", str(tiny_recipes["gpt"]), "train.steps=1"]
+    ran = subprocess.run([*argv, "--run-dir", "run"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_two_launches_of_one_folder(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    process = start(tiny_recipes["gpt"], tmp_path / "run", "train.steps=100000")
+    wait_for_steps(tmp_path / "run", 2)
+    second = start(tiny_recipes["gpt"], tmp_path / "run", "train.steps=100000")
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "in use by process " in output
+    process.terminate()
     process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGKILL
+    assert process.returncode == 75
+
+
+def test_a_run_goes_on_without_the_one_it_was_started_from(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    assert launch(planned(tiny_recipes["gpt"], "train.steps=1"), tmp_path / "first") == 0
+    changes = (f"train.init_from={tmp_path / 'first'}",)
+    assert launch(planned(tiny_recipes["gpt"], "train.steps=1", *changes), tmp_path / "next") == 0
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    assert launch(planned(tiny_recipes["gpt"], "train.steps=2", *changes), tmp_path / "next") == 0

@@ -44,7 +44,13 @@ class TrainState:
     def save(self, store: CheckpointStore, texts: Mapping[str, str]) -> Path:
         """Publish the state as a checkpoint; `texts` (the plan, the tokenizer) go into it as files."""
         moments, counters = optimizer_state(self.engine)
-        counts = {"step": self.step, "tokens": self.tokens, "loader": self.loader.state_dict(), "optimizer": counters}
+        counts = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "loader": self.loader.state_dict(),
+            "optimizer_class": type(self.engine.optimizer).__name__,
+            "optimizer": counters,
+        }
         files = {WEIGHTS: dict(weights(self.engine.model)), OPTIMIZER: moments}
         return store.save(self.step, files, {**texts, STATE: json.dumps(counts)})
 
@@ -54,6 +60,10 @@ class TrainState:
         Raises CheckpointError if it is of another model, DataError if of other data, unless `other_data` allows that.
         """
         counts = json.loads((folder / STATE).read_text())
+        used, here = counts["optimizer_class"], type(self.engine.optimizer).__name__
+        if used != here:
+            text = f"its optimizer states are of {used}, not of {here}"
+            raise CheckpointError(f"{folder}: {text}; start a new run with train.init_from={folder}")
         load_weights(self.engine.model, folder)
         load_optimizer(self.engine, folder, counts["optimizer"])
         self.engine.steps_taken = counts["step"]

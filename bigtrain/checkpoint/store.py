@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import platform
+import re
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
 from bigtrain.checkpoint import manifest, tensors
-from bigtrain.errors import CheckpointError
+from bigtrain.errors import CheckpointError, ResumeError
+
+_ASIDE = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def only_user_of(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the hold ends with the process, however that ends.
+
+    Raises ResumeError if another process holds it, naming that.
+    """
+    with (run_dir / LOCK_FILE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ResumeError(
+                f"{run_dir}: in use by {file.read() or 'another process'}; wait for it, or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 class CheckpointStore:
@@ -45,7 +73,7 @@ class CheckpointStore:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         _sync_folder(self.run_dir)
-        self._remove_old()
+        self._remove_old(step)
         return final
 
     def newest(self) -> Path | None:
@@ -67,12 +95,15 @@ class CheckpointStore:
             )
         return None
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, step: int) -> None:
         complete = [folder for folder in manifest.step_folders(self.run_dir) if (folder / manifest.MANIFEST).is_file()]
-        for folder in complete[self._keep :]:
+        # Later steps than the one just saved are of a time before a restart: they did not verify.
+        own = [folder for folder in complete if manifest.step_of(folder) <= step]
+        for folder in own[self._keep :]:
             shutil.rmtree(folder)
         for debris in self.run_dir.glob(".tmp-*"):
-            shutil.rmtree(debris, ignore_errors=True)
+            if _ASIDE.fullmatch(debris.name):
+                shutil.rmtree(debris, ignore_errors=True)
 
 
 def verify(folder: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bigtrain.config.schema import DataSection
+from bigtrain.errors import DataError, Fault
 
 
 def cache_folder(data: DataSection) -> Path:
@@ -41,8 +42,13 @@ def locked(path: Path) -> Iterator[None]:
     `path` is a file of its own, left behind: removing a lock file while another process waits for it would let
     two in.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        text = f"{path.parent}: cannot be written ({error.strerror}); name another folder, or set BIGTRAIN_CACHE"
+        raise DataError(Fault("", "data.cache", text)) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

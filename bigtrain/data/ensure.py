@@ -30,16 +30,20 @@ def ensure_prepared(recipe: Recipe) -> Corpus:
     return open_corpus(recipe)
 
 
+def child_environment() -> dict[str, str]:
+    """Return the environment in which `python -P` finds this very package, and nothing in the current folder."""
+    found = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": found}
+
+
 def _prepare_in_child(recipe: Recipe) -> None:
     reading, writing = os.pipe()
-    # The child takes this very package, and (-P) nothing from a folder that happens to be the current one.
-    found = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "bigtrain.data"],
         bufsize=0,
         stdin=subprocess.PIPE,
         pass_fds=[writing],
-        env={**os.environ, "PYTHONPATH": found, FAULTS_FD: str(writing)},
+        env={**child_environment(), FAULTS_FD: str(writing)},
     )
     os.close(writing)
     with child, os.fdopen(reading, "rb") as pipe:

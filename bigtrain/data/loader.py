@@ -88,7 +88,7 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, and the fingerprint of the corpus; the same on every rank."""
-        return {"position": self.position, "corpus": self._corpus}
+        return {"row": self.position * self._global, "corpus": self._corpus}
 
     def load_state_dict(self, state: Mapping[str, Any], *, other_data: bool = False) -> None:
         """Go on at the global batch where a state was taken, on any number of ranks.
@@ -99,7 +99,7 @@ class Loader:
             differing = f"corpus {state['corpus']}, now {self._corpus}"
             text = f"the data are not those that the checkpoint was reading ({differing})"
             raise DataError(Fault("", "data", f"{text}; use another --run-dir, or --allow data"))
-        self.seek(state["position"])
+        self.seek(state["row"] // self._global)
 
     def _batches(self, position: int) -> Iterator[Rows]:
         while True:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+BUNCH_ELEMENTS = 2**24
+"""Elements that are updated in one call, unless a single tensor has more."""
 
 
 class Lamb(Optimizer):
@@ -39,8 +42,8 @@ class Lamb(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._step_group(parameters, group)
+            for together in _bunches(parameters):
+                self._step_group(together, group)
         return loss
 
     def _step_group(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
@@ -80,6 +83,18 @@ class Lamb(Optimizer):
         directions = list(torch._foreach_div(first, roots))
         torch._foreach_div_(directions, [1 - beta1 ** state["step"] for state in states])
         return directions
+
+
+def _bunches(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in bunches of bounded size: a step's temporaries are twice the size of a bunch."""
+    bunch: list[Tensor] = []
+    for parameter in parameters:
+        if bunch and sum(map(Tensor.numel, bunch)) + parameter.numel() > BUNCH_ELEMENTS:
+            yield bunch
+            bunch = []
+        bunch.append(parameter)
+    if bunch:
+        yield bunch
 
 
 def _trust_ratios(parameters: list[Tensor], updates: list[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from bigtrain.errors import Fault, InputError
 from bigtrain.planner.plan import Plan, plan
 from bigtrain.training.evaluate import evaluate_plan
 from bigtrain.training.generate import load_trained
-from bigtrain.training.runtime import runtime
+from bigtrain.training.runtime import device_of
 
 CHANGEABLE = (
     "data.", "amp.", "train.eval_rows=", "train.micro_batch_size=", "train.masking_probability=", "train.device=",
@@ -34,16 +35,16 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     folder = find_checkpoint(path)
     here_plan, corpus = _planned(folder, overrides)
     trained = load_trained(folder)
-    with runtime(here_plan) as here:
-        place(trained.model, here.device, seed=0)
-        found = evaluate_plan(trained.model, here_plan, corpus, here.device)
+    device = device_of(here_plan)
+    place(trained.model, device, seed=0)
+    found = evaluate_plan(trained.model, here_plan, corpus, device)
     return {"step": step_of(folder) if folder.name.startswith("step-") else None, **found.row()}
 
 
 def _planned(folder: Path, overrides: Sequence[str]) -> tuple[Plan, Corpus]:
     """Return the plan of the evaluation and its corpus, tokenized by the very tokenizer that the weights know."""
     changes = ["train.device=auto", "train.compile=false", "train.init_from=null", *overrides]
-    own_tokenizer = f"data.tokenizer={folder / TOKENIZER}"
+    own_tokenizer = f"data.tokenizer={json.dumps(str(folder / TOKENIZER))}"
     if any(override.startswith("data.") for override in overrides):
         changes.append(own_tokenizer)
     planned = plan(load_recipe(folder / PLAN, changes))

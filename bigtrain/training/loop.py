@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import platform
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib import metadata
 from os import PathLike
@@ -21,8 +22,8 @@ import bigtrain
 from bigtrain.batch import Batch
 from bigtrain.checkpoint.resume import PLAN_FILE, check_resume
 from bigtrain.checkpoint.state import PLAN, TOKENIZER, TrainState, load_weights
-from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint
-from bigtrain.data.cache import cache_folder
+from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint, only_user_of
+from bigtrain.data.cache import cache_folder, write_json, written_aside
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.ensure import ensure_prepared
 from bigtrain.data.loader import Loader
@@ -34,8 +35,9 @@ from bigtrain.planner.plan import Plan
 from bigtrain.training.evaluate import Evaluation, evaluate_plan
 from bigtrain.training.meter import Meter
 from bigtrain.training.metrics import MetricsLog
+from bigtrain.training.peak import peak_flops
 from bigtrain.training.progress import RunProgress
-from bigtrain.training.report import write_report
+from bigtrain.training.report import REPORT_FILE, write_report
 from bigtrain.training.runtime import Runtime, runtime, seed_step
 
 DEPENDENCIES = ("torch", "numpy", "tokenizers")
@@ -50,7 +52,10 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
     """
     folder = Path(run_dir)
     check_resume(folder, plan.recipe, allowed)
-    with runtime(plan) as here:
+    with runtime(plan) as here, ExitStack() as held:
+        if folder.is_dir():
+            held.enter_context(only_user_of(folder))
+        peak = peak_flops(plan.hardware, plan.recipe.amp.precision, cache_folder(plan.recipe.data))
         corpus = ensure_prepared(plan.recipe)
         loader = build_loader(plan, corpus)
         plan = plan.with_rows(loader.rows)
@@ -60,10 +65,14 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
         _start_from(state, store, plan, corpus, other_data=any(key.split(".")[0] == "data" for key in allowed))
         if plan.total_steps is not None and state.step >= plan.total_steps:
             print(f"{folder}: its {plan.total_steps} steps are done already", flush=True)
+            if not (folder / REPORT_FILE).is_file():
+                write_report(folder, plan)
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            held.enter_context(only_user_of(folder))
         write_run_files(folder, plan)
-        Run(plan, folder, here, corpus, state, store).finish()
+        Run(plan, folder, here, corpus, state, store, peak).finish()
 
 
 def build_loader(plan: Plan, corpus: Corpus) -> Loader:
@@ -102,23 +111,30 @@ def build_plan_model(plan: Plan) -> nn.Module:
 
 def write_run_files(folder: Path, plan: Plan) -> None:
     """Write plan.yaml and env.json."""
-    (folder / PLAN_FILE).write_text(plan.to_yaml(), encoding="utf-8")
-    (folder / "env.json").write_text(json.dumps(environment(plan), indent=1) + "\n", encoding="utf-8")
+    with written_aside(folder / PLAN_FILE) as file:
+        file.write(plan.to_yaml().encode())
+    write_json(folder / "env.json", environment(plan))
 
 
 def environment(plan: Plan) -> dict[str, Any]:
     """Return what a result depends on besides the recipe: versions, device, command, revision."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
     return {
         "python": platform.python_version(),
         "versions": {"bigtrain": bigtrain.__version__, **{name: metadata.version(name) for name in DEPENDENCIES}},
         "device": plan.hardware.name,
         "threads": torch.get_num_threads(),
         "command": sys.argv,
-        "git_revision": git.stdout.strip() or None,
+        "git_revision": git_revision(),
     }
+
+
+def git_revision() -> str | None:
+    """Return the revision of the checkout that bigtrain runs from; None for an installed package, or without git."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=checkout, check=False)
+    return found.stdout.strip() or None
 
 
 def _start_from(state: TrainState, store: CheckpointStore, plan: Plan, corpus: Corpus, *, other_data: bool) -> None:
@@ -128,21 +144,34 @@ def _start_from(state: TrainState, store: CheckpointStore, plan: Plan, corpus: C
     """
     newest, source = store.newest(), plan.recipe.train.init_from
     if newest is not None:
+        if other_data:
+            _check_tokenizer(newest, corpus, plan, "data.source")
         state.restore(newest, other_data=other_data)
     elif source is not None:
         first = find_checkpoint(Path(source).expanduser())
-        tokenizer = first / TOKENIZER
-        if tokenizer.is_file() and tokenizer.read_bytes() != corpus.tokenizer_file.read_bytes():
-            text = f"{source} was trained with another tokenizer; use data.tokenizer={tokenizer}"
-            raise CheckpointError(Fault(plan.recipe.origin("train.init_from"), "train.init_from", text))
+        _check_tokenizer(first, corpus, plan, "train.init_from")
         load_weights(state.engine.model, first)
+
+
+def _check_tokenizer(checkpoint: Path, corpus: Corpus, plan: Plan, key: str) -> None:
+    tokenizer = checkpoint / TOKENIZER
+    if tokenizer.is_file() and tokenizer.read_bytes() != corpus.tokenizer_file.read_bytes():
+        text = f"{checkpoint} was trained with another tokenizer; use data.tokenizer={tokenizer}"
+        raise CheckpointError(Fault(plan.recipe.origin(key), key, text))
 
 
 class Run:
     """One run under way: its state, and what is done every so many steps."""
 
     def __init__(
-        self, plan: Plan, folder: Path, here: Runtime, corpus: Corpus, state: TrainState, store: CheckpointStore
+        self,
+        plan: Plan,
+        folder: Path,
+        here: Runtime,
+        corpus: Corpus,
+        state: TrainState,
+        store: CheckpointStore,
+        peak: float,
     ) -> None:
         assert plan.total_steps is not None
         self.plan = plan
@@ -152,6 +181,7 @@ class Run:
         self._corpus = corpus
         self._state = state
         self._store = store
+        self._peak = peak
         self._texts = {PLAN: plan.to_yaml(), TOKENIZER: corpus.tokenizer_file.read_text(encoding="utf-8")}
         self._saved_at = time.monotonic()
 
@@ -159,7 +189,7 @@ class Run:
         """Take the steps that are left, then evaluate, save and report."""
         recipe, state = self.plan.recipe, self._state
         log = MetricsLog(self.folder, step=state.step, trackers=list(recipe.logging.trackers))
-        self._meter = Meter(self.plan, cache_folder(recipe.data), tokens=state.tokens)
+        self._meter = Meter(self.plan, self._peak, tokens=state.tokens)
         with RunProgress(self.total_steps, step=state.step) as progress:
             self._log, self._progress = log, progress
             for line in (self._headline(), *self.plan.warnings):

@@ -5,23 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bigtrain.engine import StepResult
 from bigtrain.planner.plan import Plan
-from bigtrain.training.peak import peak_flops
 from bigtrain.training.runtime import host_bytes_peak
 
 
 class Meter:
-    """Measure the steps of a run. Evaluations and saves are not counted as time of steps."""
+    """Measure the steps of a run, against a peak in FLOP/s. The time of evaluations and saves does not count."""
 
-    def __init__(self, plan: Plan, cache: Path, *, tokens: int) -> None:
+    def __init__(self, plan: Plan, peak: float, *, tokens: int) -> None:
         self._plan = plan
-        self._peak = peak_flops(plan.hardware, plan.recipe.amp.precision, cache)
+        self._peak = peak
         self._on_cuda = plan.hardware.kind == "cuda"
         self._skipped = 0
         self._tokens = tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -66,8 +67,16 @@ def cut_after(path: Path, step: int) -> None:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+    """Return the lines up to the first that is torn or no row, as a lost power supply can leave."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return list(itertools.takewhile(_is_row, text[: text.rfind("\n") + 1].splitlines()))
+
+
+def _is_row(line: str) -> bool:
+    try:
+        return "step" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
 
 
 def _tensorboard(run_dir: Path, step: int) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import time
 from pathlib import Path
 
 import torch
 
+from bigtrain.data.cache import write_json
 from bigtrain.planner.hardware import Hardware
 
 SIZES = {"cpu": 1024, "cuda": 8192}
@@ -22,16 +23,23 @@ def peak_flops(hardware: Hardware, precision: str, cache: Path) -> float:
     too low. `cache` is the folder that keeps the best.
     """
     path = cache / "rates.json"
-    rates = json.loads(path.read_text()) if path.is_file() else {}
+    rates = _kept(path)
     key = f"{hardware.name} / {torch.get_num_threads()} threads / {precision} / torch {torch.__version__}"
     rate = _measure(hardware.kind, torch.bfloat16 if precision == "bf16" else torch.float32)
     if rate > rates.get(key, 0):
         rates[key] = rate
-        cache.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(rates, indent=1))
-        aside.replace(path)
+        with contextlib.suppress(OSError):  # a cache that cannot be written keeps nothing; the rate is known anyway
+            write_json(path, rates)
     return float(rates[key])
+
+
+def _kept(path: Path) -> dict[str, float]:
+    """Return the rates that were kept; none where the file is absent or damaged, since they are measured again."""
+    try:
+        rates = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return rates if isinstance(rates, dict) else {}
 
 
 def _measure(kind: str, dtype: torch.dtype) -> float:
@@ -43,4 +51,8 @@ def _measure(kind: str, dtype: torch.dtype) -> float:
         product = matrix @ matrix
         product[0, 0].item()
         seconds.append(time.perf_counter() - begin)
+    if kind == "cuda":  # the peaks of a run are its own
+        del matrix, product
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     return 2 * size**3 / min(seconds)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from bigtrain.planner.plan import Plan
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What asks a run to save and stop; SIGUSR1 is what Slurm sends before the time limit."""
 
+ECHO_SECONDS = 2.0
+"""One request often comes several times: to the process, to its group, and from its launcher."""
+
 
 @dataclass
 class Runtime:
@@ -28,13 +32,16 @@ class Runtime:
 
     device: torch.device
     stop_signal: signal.Signals | None = None
+    asked_at: float = 0.0
 
     def request_stop(self, number: int, _frame: FrameType | None) -> None:
-        """Note the signal; a second one ends the process at once."""
-        if self.stop_signal is not None:
+        """Note the signal; another one ends the process at once, unless it is an echo of the first."""
+        now = time.monotonic()
+        if self.stop_signal is None:
+            self.stop_signal, self.asked_at = signal.Signals(number), now
+        elif now - self.asked_at > ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.stop_signal = signal.Signals(number)
 
 
 @contextmanager
@@ -43,11 +50,7 @@ def runtime(plan: Plan) -> Iterator[Runtime]:
 
     Raises RecipeError if the plan is for CUDA and this torch has none.
     """
-    recipe = plan.recipe
-    if plan.hardware.kind == "cuda" and not torch.cuda.is_available():
-        text = f"'cuda': torch {torch.__version__} sees no CUDA device; install a CUDA build of torch, or use cpu"
-        raise RecipeError(Fault(recipe.origin("train.device"), "train.device", text))
-    here = Runtime(torch.device(plan.hardware.kind))
+    here = Runtime(device_of(plan))
     main_thread = _is_main_thread()
     handlers = {number: signal.signal(number, here.request_stop) for number in STOP_SIGNALS} if main_thread else {}
     gc.collect()
@@ -58,6 +61,14 @@ def runtime(plan: Plan) -> Iterator[Runtime]:
         gc.unfreeze()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def device_of(plan: Plan) -> torch.device:
+    """Return a plan's device. Raises RecipeError if it is CUDA and this torch sees none."""
+    if plan.hardware.kind == "cuda" and not torch.cuda.is_available():
+        text = f"'cuda': torch {torch.__version__} sees no CUDA device; install a CUDA build of torch, or use cpu"
+        raise RecipeError(Fault(plan.recipe.origin("train.device"), "train.device", text))
+    return torch.device(plan.hardware.kind)
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:

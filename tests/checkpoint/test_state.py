@@ -145,8 +145,16 @@ def test_a_state_of_an_unknown_parameter_is_refused(tmp_path: Path) -> None:
     folder = CheckpointStore(tmp_path).save(
         1,
         {WEIGHTS: dict(weights(state.engine.model)), OPTIMIZER: moments},
-        {STATE: '{"step": 1, "tokens": 1, "loader": {"position": 1}, "optimizer": {}}'},
+        {STATE: '{"step": 1, "tokens": 1, "loader": {}, "optimizer_class": "AdamW", "optimizer": {}}'},
     )
     assert counters == {}
     with pytest.raises(CheckpointError, match="a state of 'elsewhere', which is not in the model"):
         state_of().restore(folder)
+
+
+def test_states_of_another_optimizer_are_refused(tmp_path: Path) -> None:
+    state = state_of("adamw")
+    take(state, range(1))
+    folder = save(state, tmp_path)
+    with pytest.raises(CheckpointError, match="its optimizer states are of AdamW, not of Lamb; start a new run with"):
+        state_of("lamb").restore(folder)

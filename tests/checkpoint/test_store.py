@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from bigtrain.checkpoint import manifest, tensors
-from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint, is_verified, verify
-from bigtrain.errors import CheckpointError
+from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint, is_verified, only_user_of, verify
+from bigtrain.errors import CheckpointError, ResumeError
 
 
 def save(store: CheckpointStore, step: int) -> Path:
@@ -79,10 +80,11 @@ def test_a_verified_step_is_kept_a_damaged_one_moved_aside(tmp_path: Path) -> No
 
 def test_only_the_newest_are_kept_and_debris_goes(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
-    (tmp_path / ".tmp-3-dead").mkdir()
+    (tmp_path / ".tmp-3-0123dead").mkdir()
+    (tmp_path / ".tmp-mine").mkdir()
     for step in (1, 2, 3, 4):
         save(store, step)
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == [".tmp-mine", "step-00000003", "step-00000004"]
 
 
 def test_incomplete_folders_do_not_count_as_kept(tmp_path: Path) -> None:
@@ -115,3 +117,22 @@ def test_find_checkpoint_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     for nothing in (tmp_path / "absent", tmp_path):
         with pytest.raises(CheckpointError, match="holds no checkpoint"):
             find_checkpoint(nothing)
+
+
+def test_later_checkpoints_that_are_damaged_do_not_push_out_the_new_one(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (5, 10, 12):
+        save(CheckpointStore(tmp_path, keep=9), step)
+    for step in (10, 12):
+        (tmp_path / manifest.folder_name(step) / "state.json").write_text("damaged")
+    save(store, 6)
+    assert store.newest() == tmp_path / "step-00000006"
+    assert (tmp_path / "step-00000005").is_dir()
+
+
+def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
+    refused = pytest.raises(ResumeError, match=rf"in use by process {os.getpid()} on ")
+    with only_user_of(tmp_path), refused, only_user_of(tmp_path):
+        pass
+    with only_user_of(tmp_path):
+        pass

@@ -126,7 +126,7 @@ def test_what_was_read_ahead_does_not_count(bert_corpus: Corpus) -> None:
     batches = iter(loaded)
     next(batches)
     assert loaded.position == 1
-    assert loaded.state_dict()["position"] == 1
+    assert loaded.state_dict()["row"] == 8
     loaded.close()
 
 
@@ -141,9 +141,9 @@ def test_state_goes_on_with_another_world_size(bert_corpus: Corpus) -> None:
 
 def test_state_is_a_position_in_a_corpus(bert_corpus: Corpus) -> None:
     state = loader(bert_corpus).state_dict()
-    assert state == {"position": 0, "corpus": bert_corpus.folder.name}
-    changed = loader(bert_corpus, 4, seed=2)  # whether these may change is for the recipe to say
-    changed.load_state_dict({**state, "position": 3})
+    assert state == {"row": 0, "corpus": bert_corpus.folder.name}
+    changed = loader(bert_corpus, 4, seed=2)  # whether these may change is for the recipe to say; rows are what counts
+    changed.load_state_dict({**state, "row": 12})
     assert changed.position == 3
 
 

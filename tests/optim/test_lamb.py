@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bigtrain.optim import lamb
 from bigtrain.optim.lamb import Lamb
 
 SHAPES = [(5, 7), (3,), (4, 4, 2)]
@@ -56,6 +57,22 @@ def test_tensors_in_one_call_do_not_touch_each_other() -> None:
         optimizer.step()
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one, other)
+
+
+def test_bunches_change_nothing_and_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for elements in (1, 40, 10**9):
+        monkeypatch.setattr(lamb, "BUNCH_ELEMENTS", elements)
+        torch.manual_seed(3)
+        parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+        bunches = list(lamb._bunches(parameters))
+        assert [id(p) for bunch in bunches for p in bunch] == [id(p) for p in parameters]
+        assert all(len(bunch) == 1 or sum(p.numel() for p in bunch) <= elements for bunch in bunches)
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        Lamb(parameters, lr=0.1).step()
+        results.append(torch.cat([p.detach().flatten() for p in parameters]))
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_a_zero_tensor_still_moves() -> None:

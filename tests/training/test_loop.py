@@ -128,7 +128,9 @@ def test_a_finished_run_says_so(
 ) -> None:
     rows = train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=3")
     capsys.readouterr()
+    (tmp_path / "run" / "report.html").unlink()
     assert train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=3") == rows
+    assert (tmp_path / "run" / "report.html").is_file()
     assert "3 steps are done already" in capsys.readouterr().out
 
 
@@ -267,3 +269,18 @@ def test_environment_names_no_secret(tiny_recipes: dict[str, Path], monkeypatch:
     monkeypatch.setenv("MY_TOKEN", "s3cret")
     plan = bigtrain.plan(bigtrain.load_recipe(tiny_recipes["bert"]))
     assert "s3cret" not in json.dumps(loop.environment(plan))
+
+
+def test_without_git_there_is_no_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.shutil, "which", lambda _name: None)
+    assert loop.git_revision() is None
+
+
+def test_other_data_need_the_tokenizer_that_the_weights_know(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=2")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a wholly different thing is written here today\n\n" * 90)
+    changes = ["train.steps=3", f"data.source={texts}"]
+    plan = bigtrain.plan(bigtrain.load_recipe(tiny_recipes["gpt"], changes))
+    with pytest.raises(CheckpointError, match=r"data.source: .* with another tokenizer; use data.tokenizer="):
+        bigtrain.train(plan, tmp_path / "run", allowed=["data"])

@@ -69,3 +69,11 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     events.Reload()
     assert sorted(events.Tags()["scalars"]) == ["loss", "skipped"]
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 1.5)]
+
+
+@pytest.mark.parametrize("line", [b"\0" * 40, b"[1]", b'"text"', b"{}", b"7", b"\xff\xfe"])
+def test_a_line_that_is_no_row_ends_what_is_read(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / METRICS_FILE).write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+    cut_after(tmp_path / METRICS_FILE, 9)
+    assert (tmp_path / METRICS_FILE).read_bytes() == b'{"step": 1}\n'

@@ -34,3 +34,15 @@ def test_each_precision_and_device_has_its_own(tmp_path: Path) -> None:
     assert len(rates) == 3
     assert all(rate > 0 for rate in rates.values())
     assert [file.name for file in tmp_path.iterdir()] == ["rates.json"]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]"])
+def test_a_damaged_cache_is_measured_again(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "rates.json").write_text(damage)
+    assert peak_flops(CPU, "fp32", tmp_path) > 1e6
+    assert json.loads((tmp_path / "rates.json").read_text())
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert peak_flops(CPU, "fp32", tmp_path / "file") > 1e6

@@ -39,6 +39,7 @@ def test_a_signal_is_noted_and_handlers_are_put_back(plan: Plan, number: signal.
 def test_a_second_signal_ends_the_process() -> None:
     script = (
         "import os, signal, torch; from bigtrain.training.runtime import Runtime\n"
+        "from bigtrain.training import runtime; runtime.ECHO_SECONDS = -1.0\n"
         "here = Runtime(torch.device('cpu')); signal.signal(signal.SIGTERM, here.request_stop)\n"
         "os.kill(os.getpid(), signal.SIGTERM); print('first', flush=True); os.kill(os.getpid(), signal.SIGTERM)\n"
         "print('second', flush=True)\n"
@@ -46,6 +47,13 @@ def test_a_second_signal_ends_the_process() -> None:
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ran.returncode == -signal.SIGTERM
     assert ran.stdout == "first\n"
+
+
+def test_an_echo_of_a_signal_is_no_second_one(plan: Plan) -> None:
+    with runtime(plan) as here:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert here.stop_signal == signal.SIGTERM
 
 
 def test_the_garbage_collector_is_put_back(plan: Plan) -> None:

@@ -71,8 +71,14 @@ def test_a_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(InputError, match=r"^command line: --run-dir: .*file is a file; name another folder$"):
             check_resume(folder, planned().recipe)
-    with pytest.raises(InputError, match="--run-dir"):
-        check_resume(tmp_path / ("x" * 300), planned().recipe)
+    for folder in (tmp_path / ("x" * 300), Path("/proc/run")):
+        with pytest.raises(InputError, match=r"^command line: --run-dir: .*; name another folder$"):
+            check_resume(folder, planned().recipe)
+
+
+def test_the_probe_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_resume(tmp_path / "runs" / "new", planned().recipe)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stored_recipe_needs_nothing_of_what_it_names(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Rows on their way in: `input_ids` and `labels` (B, T), `document_lengths` (B, D), documents in order, zero-filled; what
 is left of a row is padding. Flat on their way into a model: `input_ids` and `position_ids` (N,), `cu_seqlens` (K+1,)
-int32, `labels` and `label_positions` (M,) for the labelled positions only, and `max_seqlen`, a plain int.
+int32, `max_seqlen`, a plain int, and the labels: where less than half of the tokens have one, `labels` and
+`label_positions` (M,) of those that do, otherwise `labels` (N,) of all.
 """
 
 from __future__ import annotations
@@ -72,8 +73,10 @@ def unpad(rows: Batch) -> dict[str, Any]:
     }
     if "labels" in rows:
         labels = rows["labels"][kept]
-        flat["label_positions"] = (labels != IGNORED_LABEL).nonzero().squeeze(1)
-        flat["labels"] = labels[flat["label_positions"]]
+        positions = (labels != IGNORED_LABEL).nonzero().squeeze(1)
+        if 2 * len(positions) < len(labels):
+            flat["label_positions"], labels = positions, labels[positions]
+        flat["labels"] = labels
     return flat
 
 

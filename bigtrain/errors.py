@@ -7,6 +7,7 @@ BigtrainError
     CheckpointError     a checkpoint that is absent, damaged or of another model
       ResumeError         a run folder of another recipe
   DoesNotFit          over the memory budget: exit 3
+  NonFiniteGradient   found after gradient release had updated other weights: exit 1
   Interrupted         stopped by a signal after a checkpoint: exit 75
 """
 
@@ -74,6 +75,10 @@ class DoesNotFit(BigtrainError):
     """The run needs more memory than its budget."""
 
     exit_code = 3
+
+
+class NonFiniteGradient(BigtrainError):
+    """A gradient was not finite, and other weights of that step were updated already."""
 
 
 class Interrupted(BigtrainError):

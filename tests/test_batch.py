@@ -12,8 +12,8 @@ from bigtrain import batch as batches
 LENGTHS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=5)
 
 
-def packed(lengths: list[list[int]], row_length: int = 24) -> dict[str, torch.Tensor]:
-    """Rows whose tokens count up over the whole batch, padding 0, a label on every third token."""
+def packed(lengths: list[list[int]], row_length: int = 24, apart: int = 3) -> dict[str, torch.Tensor]:
+    """Rows whose tokens count up over the whole batch, padding 0, a label on every third token or so of a row."""
     rows, most = len(lengths), max(map(len, lengths))
     batch = {
         "input_ids": torch.zeros(rows, row_length, dtype=torch.int64),
@@ -24,7 +24,7 @@ def packed(lengths: list[list[int]], row_length: int = 24) -> dict[str, torch.Te
     for r, documents in enumerate(lengths):
         size = sum(documents)
         batch["input_ids"][r, :size] = torch.arange(token, token + size)
-        batch["labels"][r, :size:3] = batch["input_ids"][r, :size:3]
+        batch["labels"][r, :size:apart] = batch["input_ids"][r, :size:apart]
         batch["document_lengths"][r, : len(documents)] = torch.tensor(documents)
         token += size
     return batch
@@ -42,13 +42,30 @@ def test_unpad_keeps_every_token_and_every_boundary(lengths: list[list[int]]) ->
     assert flat["max_seqlen"] == max(documents)
 
 
-@given(LENGTHS)
-@settings(max_examples=40, deadline=None)
-def test_unpad_keeps_labels_with_their_positions(lengths: list[list[int]]) -> None:
-    rows = packed(lengths)
+@given(LENGTHS, st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_unpad_keeps_labels_with_their_positions(lengths: list[list[int]], apart: int) -> None:
+    rows = packed(lengths, apart=apart)
     flat = batches.unpad(rows)
-    assert torch.equal(flat["input_ids"][flat["label_positions"]], flat["labels"])
-    assert len(flat["labels"]) == batches.count_labels(rows, shifted=False)
+    count, tokens = batches.count_labels(rows, shifted=False), len(flat["input_ids"])
+    assert ("label_positions" in flat) == (2 * count < tokens)
+    if "label_positions" in flat:
+        assert torch.equal(flat["input_ids"][flat["label_positions"]], flat["labels"])
+        assert len(flat["labels"]) == count
+    else:
+        counted = flat["labels"] != batches.IGNORED_LABEL
+        assert torch.equal(flat["input_ids"][counted], flat["labels"][counted])
+        assert (len(flat["labels"]), int(counted.sum())) == (tokens, count)
+
+
+@pytest.mark.parametrize(("labels", "gathered"), [(0, True), (3, True), (4, False), (8, False)])
+def test_unpad_gathers_labels_where_less_than_half_of_the_tokens_have_one(labels: int, gathered: bool) -> None:
+    rows = packed([[5, 3]], apart=1)
+    rows["labels"][0, labels:] = batches.IGNORED_LABEL
+    flat = batches.unpad(rows)
+    assert ("label_positions" in flat) == gathered
+    assert len(flat["labels"]) == (labels if gathered else 8)
+    assert flat["labels"][:labels].tolist() == list(range(1, labels + 1))
 
 
 def test_unpad_without_labels() -> None:

@@ -1,36 +1,52 @@
-"""Which type matrix products and activations have; weights, gradients and optimizer states stay fp32."""
+"""From a model to one that computes at a precision, in place."""
 
 from __future__ import annotations
-
-import contextlib
 
 import torch
 from torch import nn
 
+from bigtrain.amp.modules import plain_modules, round_modules
+from bigtrain.amp.rules import device_fault, master_weights_fault
 from bigtrain.errors import InputError
 
-
-def autocast(precision: str, device_type: str) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which a forward pass runs at this precision, fp32 or bf16. Raises InputError for others."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    if precision != "bf16":
-        raise InputError(f"amp.precision: {precision!r} is not in this version; use fp32 or bf16")
-    return torch.autocast(device_type, dtype=torch.bfloat16)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""What activations are; at fp8 the products in the blocks round further."""
 
 
-def apply(model: nn.Module, precision: str) -> None:
-    """Make a module's forward pass run at this precision, on whatever device its first parameter is.
+def apply(model: nn.Module, precision: str, *, master_weights: str = "fp32", accumulated: bool = False) -> None:
+    """Make a model compute at this precision, on whatever device its first parameter is.
 
-    The module is changed in place; fp32 leaves it as it is.
+    Parameters stay the objects they are, tied ones tied, under the same names. With fp32 master weights they are fp32,
+    and each module reads them rounded, through copies that live only while it computes; else they are bf16 themselves.
+    Gradients are in the dtype of the parameters, or fp32 where those of several micro-batches are `accumulated`.
+    Applying again replaces what was applied before. Raises InputError where the device or the library cannot, and where
+    weights cannot be kept so.
     """
-    if precision == "fp32":
+    device = next(model.parameters()).device
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if fault := device_fault(precision, device.type, capability):
+        raise InputError(f"amp.precision: {fault}")
+    if fault := master_weights_fault(precision, master_weights):
+        raise InputError(f"amp.master_weights: {fault}")
+    plain_modules(model)
+    if precision == "fp8":
+        from bigtrain.amp.float8 import convert
+
+        convert(model)
+    if precision != "fp32":
+        round_modules(model, DTYPES[precision])
+    for parameter in model.parameters():
+        _keep(parameter, master_weights, accumulated=accumulated)
+
+
+def _keep(parameter: nn.Parameter, master_weights: str, *, accumulated: bool) -> None:
+    """Give a parameter the dtype in which it is kept; a low-precision one is widened where it is to be the master."""
+    if not parameter.is_floating_point():
         return
-    plain_forward = model.forward
-    device_type = next(model.parameters()).device.type
-
-    def forward(*args: object, **kwargs: object) -> object:
-        with autocast(precision, device_type):
-            return plain_forward(*args, **kwargs)
-
-    model.forward = forward
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    dtype = wide if master_weights == "fp32" else torch.bfloat16
+    if parameter.dtype != dtype:
+        parameter.data = parameter.data.to(dtype)
+    gradient_dtype = wide if accumulated else dtype
+    if parameter.grad_dtype != gradient_dtype:
+        parameter.grad_dtype = gradient_dtype

@@ -48,6 +48,7 @@ class TrainState:
             "step": self.step,
             "tokens": self.tokens,
             "loader": self.loader.state_dict(),
+            "loss_scale": self.engine.loss_scale.state_dict(),
             "optimizer_class": type(self.engine.optimizer).__name__,
             "optimizer": counters,
         }
@@ -66,6 +67,7 @@ class TrainState:
             raise CheckpointError(f"{folder}: {text}; start a new run with train.init_from={folder}")
         load_weights(self.engine.model, folder)
         load_optimizer(self.engine, folder, counts["optimizer"])
+        self.engine.loss_scale.load_state_dict(counts["loss_scale"])
         self.engine.steps_taken = counts["step"]
         self.tokens = counts["tokens"]
         self.loader.load_state_dict(counts["loader"], other_data=other_data)

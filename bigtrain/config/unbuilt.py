@@ -9,13 +9,7 @@ from bigtrain.errors import Fault
 BUILT: dict[str, tuple[object, ...]] = {
     "train.objective": ("mlm", "clm"),
     "train.on_spike": ("ignore",),
-    "optimizer.name": ("adamw", "lamb"),
-    "optimizer.state": ("fp32", "auto"),
-    "optimizer.gradient_release": (False, "auto"),
-    "amp.precision": ("fp32", "bf16"),
-    "amp.master_weights": ("fp32", "auto"),
     "amp.reduce": ("fp32",),
-    "recompute.policy": ("none", "auto"),
     "sharding.engine": ("auto", "fsdp2"),
     "sharding.zero_stage": ("auto", 0),
     "sharding.replicate": ("auto", 1),

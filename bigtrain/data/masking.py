@@ -24,16 +24,23 @@ class Masked(NamedTuple):
 
 
 def mask_rows(
-    input_ids: Ids, maskable: NDArray[np.bool_], keys: Integers, probability: float, mask_id: int, ordinary: Ids
+    input_ids: Ids,
+    held: NDArray[np.bool_],
+    maskable: NDArray[np.bool_],
+    keys: Integers,
+    probability: float,
+    mask_id: int,
+    ordinary: Ids,
 ) -> Masked:
     """Hide tokens of rows, (B, T), each row by its own key, (B,).
 
-    Of the n maskable positions of a row exactly round(probability * n) are chosen, at least one where there is any:
-    80% become the mask token, 10% one of the `ordinary` tokens, 10% stay. What a row gets does not depend on the
-    rows beside it.
+    Of a row that has a token at n positions (`held`) exactly round(probability * n) are chosen among those that are
+    maskable, at least one where there is any and never more than there are: full rows have equally many, however many
+    documents they hold. 80% become the mask token, 10% one of the `ordinary` tokens, 10% stay. What a row gets does not
+    depend on the rows beside it.
     """
     bits = random_bits(keys, input_ids.shape[1])
-    chosen = _chosen(bits, maskable, probability)
+    chosen = _chosen(bits, held, maskable, probability)
     labels = np.where(chosen, input_ids, IGNORED_LABEL)
     rows, columns = np.nonzero(chosen)
     drawn = mix(bits[rows, columns])  # those bits are small, or they would not be chosen; hashed again they are not
@@ -47,7 +54,9 @@ def mask_rows(
     return Masked(masked, labels)
 
 
-def _chosen(bits: Integers, maskable: NDArray[np.bool_], probability: float) -> NDArray[np.bool_]:
+def _chosen(
+    bits: Integers, held: NDArray[np.bool_], maskable: NDArray[np.bool_], probability: float
+) -> NDArray[np.bool_]:
     """Choose the maskable positions whose random numbers are the row's smallest."""
     width = bits.shape[1]
     place_bits = np.uint64(width.bit_length())
@@ -55,11 +64,12 @@ def _chosen(bits: Integers, maskable: NDArray[np.bool_], probability: float) -> 
     ranks = (bits >> place_bits << place_bits) | np.arange(width, dtype=np.uint64)
     ranks[~maskable] = np.uint64(2**64 - 1)
     available = maskable.sum(axis=1)
-    counts = np.where(available > 0, np.maximum(1, np.rint(probability * available)), 0).astype(np.int64)
+    counts = np.minimum(np.maximum(1, np.rint(probability * held.sum(axis=1)).astype(np.int64)), available)
     # All rows are cut at the largest count, which leaves less to sort than whole rows.
     most = int(counts.max(initial=0))
     if not most:
         return np.zeros_like(maskable)
     smallest = np.sort(np.partition(ranks, most - 1, axis=1)[:, :most], axis=1)
     limits = np.take_along_axis(smallest, np.maximum(counts - 1, 0)[:, None], axis=1)
-    return (ranks <= limits) & maskable & (counts > 0)[:, None]
+    chosen: NDArray[np.bool_] = (ranks <= limits) & maskable & (counts > 0)[:, None]
+    return chosen

@@ -72,7 +72,9 @@ class RowReader:
         keys = key_of(self._seed, epochs.astype(np.uint64), rows.astype(np.uint64))
         maskable = held & ~self._is_special[input_ids]
         probability = self._shape.masking_probability
-        return Rows(*mask_rows(input_ids, maskable, keys, probability, self._special.mask, self._ordinary), lengths)
+        return Rows(
+            *mask_rows(input_ids, held, maskable, keys, probability, self._special.mask, self._ordinary), lengths
+        )
 
     def _damaged(self, token: int) -> DataError:
         what = f"the tokenized data is damaged: a token id {token} in a vocabulary of {len(self._is_special)}"

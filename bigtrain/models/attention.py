@@ -1,6 +1,6 @@
 """Attention inside documents that lie end to end in one flat row: no padding, no mask.
 
-N tokens of the flat row, W width, H query heads, K key and value heads, D numbers per head,
+N tokens of the flat row, W width, H query heads, K key and value heads, G = H + 2K, D numbers per head,
 R documents of equal length in a run, L tokens in each.
 """
 
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigtrain.products import widened
+
 varlen_attn: Callable[..., Any] | None
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -25,7 +27,7 @@ except ImportError:
 VARLEN_PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn else frozenset()
 """What torch's variable-length attention takes: it changed between torch 2.11 and 2.13."""
 
-AttentionPath = Literal["varlen", "per_document"]
+AttentionPath = Literal["varlen", "in_place", "per_document"]
 
 
 class Documents:
@@ -65,24 +67,35 @@ def varlen_available(device: torch.device) -> bool:
     return device.type == "cuda" and varlen_attn is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def attention_path(fused: bool, dtype: torch.dtype, head_dim: int, dropout: float) -> AttentionPath:
-    """Choose how attention runs: `varlen`, one kernel for all documents, or `per_document`, exact on every device.
+def attention_path(
+    device: torch.device, fused: bool, dtype: torch.dtype, head_dim: int, dropout: float
+) -> AttentionPath:
+    """Choose how attention runs.
 
-    `fused` says whether the device has the kernel. The kernel takes fp16 and bf16, heads of up to 256 numbers in
-    multiples of 8, and has no dropout.
+    `varlen` is one kernel for all documents; `fused` says whether the device has it. It takes fp16 and bf16, heads of
+    up to 256 numbers in multiples of 8, and has no dropout. `in_place`, for CPUs without dropout, goes from document to
+    document and keeps nothing but the queries, keys and values, the output and a number for each token and head.
+    `per_document` is exact on every device.
     """
     half = dtype in (torch.float16, torch.bfloat16)
-    return "varlen" if fused and half and dropout == 0 and head_dim <= 256 and head_dim % 8 == 0 else "per_document"
+    if fused and half and dropout == 0 and head_dim <= 256 and head_dim % 8 == 0:
+        return "varlen"
+    return "in_place" if device.type == "cpu" and dropout == 0 else "per_document"
 
 
-def attend(
-    q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, documents: Documents, *, causal: bool, dropout: float
-) -> Tensor:
-    """Attend from each token to its own document; causal: up to itself. Returns (N, H, D).
+def attend(qkv_NGD: Tensor, heads: tuple[int, int], documents: Documents, *, causal: bool, dropout: float) -> Tensor:
+    """Attend from each token to its own document; causal: up to itself. (N, H + 2K, D) to (N, H, D).
 
-    H must be a multiple of K: neighbouring query heads share keys and values. `dropout` acts on the probabilities.
+    `heads` are H and K: the queries come first, then the keys, then the values. H must be a multiple of K: neighbouring
+    query heads share keys and values. `dropout` acts on the probabilities.
     """
-    if attention_path(documents.fused, q_NHD.dtype, q_NHD.shape[-1], dropout) == "varlen":
+    H, K = heads
+    path = attention_path(qkv_NGD.device, documents.fused, qkv_NGD.dtype, qkv_NGD.shape[-1], dropout)
+    if path == "in_place":
+        in_place: Tensor = attend_in_place(qkv_NGD, heads, documents, causal)
+        return in_place
+    q_NHD, k_NKD, v_NKD = qkv_NGD.split_with_sizes([H, K, K], dim=1)
+    if path == "varlen":
         return attend_varlen(q_NHD, k_NKD, v_NKD, documents, causal=causal)
     out_NHD: Tensor = attend_per_document(q_NHD, k_NKD, v_NKD, documents, causal=causal, dropout=dropout)
     return out_NHD
@@ -103,6 +116,76 @@ def attend_varlen(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, documents: Docume
     ends, longest = documents.cu_seqlens, documents.max_seqlen
     out_NHD: Tensor = varlen_attn(q_NHD, k_NKD, v_NKD, ends, ends, longest, longest, **options)
     return out_NHD
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def attend_in_place(qkv_NGD: Tensor, heads: tuple[int, int], documents: Documents, causal: bool) -> Tensor:
+    """Attend document by document into one output, and in the backward pass into one gradient."""
+    lengths = [length for length in documents.lengths if length]
+    # The kernel takes it, unchecked, that the numbers of a head are neighbours.
+    out_NHD: Tensor = _InPlace.apply(qkv_NGD.contiguous(), heads, lengths, causal)  # type: ignore[no-untyped-call]
+    return out_NHD
+
+
+class _InPlace(torch.autograd.Function):
+    """torch's flash attention for CPUs on one document after the other; each needs room for itself only."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv_NGD: Tensor, heads: tuple[int, int], lengths: list[int], causal: bool) -> Tensor:
+        ctx.heads, ctx.lengths, ctx.causal = heads, lengths, causal
+        out_NHD = qkv_NGD.new_empty(qkv_NGD.shape[0], heads[0], qkv_NGD.shape[2])
+        parts = zip(*(tensor.split_with_sizes(lengths) for tensor in (qkv_NGD, out_NHD)), strict=True)
+        sums = [_attend_document(qkv_LGD, out_LHD, heads, causal) for qkv_LGD, out_LHD in parts]
+        ctx.save_for_backward(qkv_NGD, out_NHD, *sums)
+        return out_NHD
+
+    @staticmethod
+    def backward(ctx: Any, grad_NHD: Tensor) -> tuple[Tensor, None, None, None]:
+        qkv_NGD, out_NHD, *sums = ctx.saved_tensors
+        grad_NGD = torch.empty_like(qkv_NGD)
+        parts = (tensor.split_with_sizes(ctx.lengths) for tensor in (grad_NHD, qkv_NGD, out_NHD, grad_NGD))
+        for above_LHD, qkv_LGD, out_LHD, grad_LGD, sum_1HL in zip(*parts, sums, strict=True):
+            _differentiate_document(above_LHD, qkv_LGD, out_LHD, grad_LGD, sum_1HL, ctx.heads, ctx.causal)
+        return grad_NGD, None, None, None
+
+
+def _attend_document(qkv_LGD: Tensor, out_LHD: Tensor, heads: tuple[int, int], causal: bool) -> Tensor:
+    """Write a document's output and return its log-sum-exp."""
+    out_1HLD, sum_1HL = _flash(*_queries_keys_values(qkv_LGD, heads), 0.0, causal)
+    out_LHD.copy_(out_1HLD[0].transpose(0, 1))
+    log_sum_1HL: Tensor = sum_1HL
+    return log_sum_1HL
+
+
+def _differentiate_document(
+    above_LHD: Tensor,
+    qkv_LGD: Tensor,
+    out_LHD: Tensor,
+    grad_LGD: Tensor,
+    sum_1HL: Tensor,
+    heads: tuple[int, int],
+    causal: bool,
+) -> None:
+    """Write the gradient of a document's queries, keys and values."""
+    q, k, v = _queries_keys_values(qkv_LGD, heads)
+    above, out = (part.to(q.dtype).transpose(0, 1)[None] for part in (above_LHD, out_LHD))
+    grads = _flash_backward(above, q, k, v, out, sum_1HL, 0.0, causal)
+    for place_LXD, grad_1XLD in zip(_by_kind(grad_LGD, heads), grads, strict=True):
+        place_LXD.copy_(grad_1XLD[0].transpose(0, 1))
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _by_kind(qkv_LGD: Tensor, heads: tuple[int, int]) -> tuple[Tensor, ...]:
+    return qkv_LGD.split_with_sizes([heads[0], heads[1], heads[1]], dim=1)
+
+
+def _queries_keys_values(qkv_LGD: Tensor, heads: tuple[int, int]) -> list[Tensor]:
+    """Return what the kernel takes, (1, H or K, L, D), in a dtype whose products this processor is good at."""
+    dtype = torch.float32 if widened(qkv_LGD) else qkv_LGD.dtype
+    return [part.to(dtype).transpose(0, 1)[None] for part in _by_kind(qkv_LGD, heads)]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bigtrain.config.model import ModelConfig
 from bigtrain.models.language_model import LanguageModel, own_decoder, vocabulary_table
-from bigtrain.models.layers import Block, Linear, Table, norm
+from bigtrain.models.layers import Block, Dropout, Linear, Table, norm
+from bigtrain.models.lookup import Lookup
 from bigtrain.models.shape import SEGMENTS
 
 
@@ -27,7 +28,7 @@ class Bert(LanguageModel):
         self.positions = Table(config.max_position_embeddings, width, std=std)
         self.segments = Table(SEGMENTS, width, std=std)
         self.embedding_norm = norm(config)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(config, dropout=dropout, attention_dropout=attention_dropout) for _ in range(config.num_hidden_layers)
         )
@@ -41,9 +42,10 @@ class Bert(LanguageModel):
         """Zero the bias of the vocabulary's matrix, the one parameter that no other module holds."""
         nn.init.zeros_(self.decoder_bias)
 
-    def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor, position_ids: Tensor, lookup: Lookup | None = None) -> Tensor:
         """Return the normalized sum of the embeddings; every token is in segment 0."""
-        x_NW = self.tokens(input_ids) + self.positions(position_ids) + self.segments.weight[0]
+        x_NW = self.tokens(input_ids, lookup) + self.positions(position_ids)
+        x_NW = x_NW + self.segments.weight[0].to(x_NW.dtype)
         out_NW: Tensor = self.dropout(self.embedding_norm(x_NW))
         return out_NW
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bigtrain.config.model import ModelConfig
 from bigtrain.models.language_model import LanguageModel, own_decoder, vocabulary_table
-from bigtrain.models.layers import Block, Rotary, Table, norm, rotary_table
+from bigtrain.models.layers import Block, Dropout, Rotary, Table, norm, rotary_table
+from bigtrain.models.lookup import Lookup
 
 
 class Decoder(LanguageModel):
@@ -24,16 +25,16 @@ class Decoder(LanguageModel):
         if config.family == "gpt":
             positions, std = config.max_position_embeddings, config.initializer_range
             self.positions = Table(positions, config.hidden_size, std=std)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(config, dropout=dropout, attention_dropout=attention_dropout) for _ in range(config.num_hidden_layers)
         )
         self.final_norm = norm(config)
         self.decoder = own_decoder(config)
 
-    def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor, position_ids: Tensor, lookup: Lookup | None = None) -> Tensor:
         """Return the token's embedding, with its position's where positions are learned."""
-        x_NW: Tensor = self.tokens(input_ids)
+        x_NW: Tensor = self.tokens(input_ids, lookup)
         if self.positions is not None:
             x_NW = x_NW + self.positions(position_ids)
         out_NW: Tensor = self.dropout(x_NW)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigtrain import products
 from bigtrain.config.model import ModelConfig
 from bigtrain.models.attention import Documents
 from bigtrain.models.layers import Rotary, Table
+from bigtrain.models.lookup import Lookup
 from bigtrain.models.loss import linear_cross_entropy, score
 
 
@@ -36,8 +37,8 @@ class LanguageModel(nn.Module, ABC):
         self.z_loss, self.label_smoothing = z_loss, label_smoothing
 
     @abstractmethod
-    def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """Return what the first block reads: (N,) to (N, W)."""
+    def embed(self, input_ids: Tensor, position_ids: Tensor, lookup: Lookup | None = None) -> Tensor:
+        """Return what the first block reads, (N,) to (N, W); `lookup` where the head uses the embedding too."""
 
     def rotary(self, position_ids: Tensor) -> Rotary | None:
         """Return the rotary angles that every block applies, if the family has them."""
@@ -56,11 +57,16 @@ class LanguageModel(nn.Module, ABC):
         return (self.tokens if self.decoder is None else self.decoder).weight, None
 
     def hidden(
-        self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int | None = None,
+        lookup: Lookup | None = None,
     ) -> Tensor:
         """Return the hidden state of each token, before the head: (N, W)."""
         documents, rotary = Documents(cu_seqlens, max_seqlen), self.rotary(position_ids)
-        x_NW = self.embed(input_ids, position_ids)
+        x_NW = self.embed(input_ids, position_ids, lookup)
         for block in self.blocks:
             x_NW = block(x_NW, documents, rotary)
         return self.finish(x_NW)
@@ -74,17 +80,20 @@ class LanguageModel(nn.Module, ABC):
         label_positions: Tensor | None = None,
         max_seqlen: int | None = None,
     ) -> Tensor:
-        """Return the mean loss over the labels (M,) at `label_positions` (M,) of the flat row, an fp32 scalar.
+        """Return the mean loss over the labels, an fp32 scalar; 0, and its gradients too, where none counts.
 
-        With no labels in them it is 0, and its gradients too. Without `labels`, return every token's logits (N, V).
+        `labels` are (M,) at the `label_positions` (M,) of the flat row, or without positions (N,), one for each token,
+        of which those of IGNORED_LABEL do not count. Without `labels`, return every token's logits (N, V).
         """
-        if labels is None or label_positions is None:
+        if labels is None:
             return self.logits(input_ids, position_ids, cu_seqlens, max_seqlen=max_seqlen)
-        hidden_NW = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen)
+        lookup = Lookup() if self.decoder is None else None
+        hidden_NW = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, lookup)
         return linear_cross_entropy(
-            self.head(hidden_NW[label_positions]),
+            self.head(_at(hidden_NW, label_positions)),
             *self.decoder_weights(),
             labels,
+            lookup=lookup,
             vocab_size=self.config.vocab_size,
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
@@ -100,10 +109,11 @@ class LanguageModel(nn.Module, ABC):
     ) -> Tensor:
         """Return the logits of every token, or of the positions `at` (M,), over the vocabulary without its padding."""
         hidden_NW = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen)
-        hidden_MW = self.head(hidden_NW if at is None else hidden_NW[at])
+        hidden_MW = self.head(_at(hidden_NW, at))
         weight_VW, bias_V = self.decoder_weights()
         size = self.config.vocab_size
-        return F.linear(hidden_MW, weight_VW[:size], None if bias_V is None else bias_V[:size])
+        bias_V = None if bias_V is None else bias_V[:size].to(hidden_MW.dtype)
+        return products.linear(hidden_MW, weight_VW[:size].to(hidden_MW.dtype), bias_V)
 
     @torch.no_grad()
     def evaluate(
@@ -112,7 +122,7 @@ class LanguageModel(nn.Module, ABC):
         position_ids: Tensor,
         cu_seqlens: Tensor,
         labels: Tensor,
-        label_positions: Tensor,
+        label_positions: Tensor | None = None,
         max_seqlen: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the sum of the plain cross-entropy, how many labels have the highest logit, and how many there are.
@@ -120,8 +130,12 @@ class LanguageModel(nn.Module, ABC):
         No smoothing and no z-loss; dropout is as the module's mode says, so call `eval()` first.
         """
         hidden_NW = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen)
-        hidden_MW = self.head(hidden_NW[label_positions])
+        hidden_MW = self.head(_at(hidden_NW, label_positions))
         return score(hidden_MW, *self.decoder_weights(), labels, vocab_size=self.config.vocab_size)
+
+
+def _at(hidden_NW: Tensor, positions: Tensor | None) -> Tensor:
+    return hidden_NW if positions is None else hidden_NW[positions]
 
 
 def vocabulary_table(config: ModelConfig) -> Table:

@@ -1,12 +1,12 @@
 """The parts that all families are made of: weights that initialise themselves, attention, MLP, block.
 
-N tokens of the flat row, W width, H query heads, K key and value heads, D numbers per head, I width inside the MLP,
-V vocabulary, padded.
+N tokens of the flat row, W width, H query heads, K key and value heads, G = H + 2K, D numbers per head, I width inside
+the MLP, V vocabulary, padded.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from bigtrain.config.model import ModelConfig
 from bigtrain.models.attention import Documents, attend
+from bigtrain.models.lookup import Lookup
+from bigtrain.models.pointwise import RMSNorm, swiglu
 
 Rotary: TypeAlias = "tuple[Tensor, Tensor]"
 """Cosines and sines (N, 1, D/2) of the rotary angles, fp32."""
@@ -48,9 +50,9 @@ class Table(nn.Module):
             self.weight[: self.rows].normal_(std=self.std)
             self.weight[self.rows :].zero_()
 
-    def forward(self, index_N: Tensor) -> Tensor:
-        """Look up one row for each index: (N,) to (N, W)."""
-        return F.embedding(index_N, self.weight)
+    def forward(self, index_N: Tensor, lookup: Lookup | None = None) -> Tensor:
+        """Look up one row for each index: (N,) to (N, W); `lookup` is of a matrix that the head uses too."""
+        return (lookup or Lookup())(index_N, self.weight)
 
 
 class Attention(nn.Module):
@@ -68,14 +70,11 @@ class Attention(nn.Module):
     def forward(self, x_NW: Tensor, documents: Documents, rotary: Rotary | None = None) -> Tensor:
         """Mix the tokens of each document: (N, W) to (N, W)."""
         H, K = self.heads
-        qkv_NHD = self.qkv(x_NW).unflatten(-1, (H + 2 * K, self.head_dim))
+        qkv_NGD = self.qkv(x_NW).unflatten(-1, (H + 2 * K, self.head_dim))
         if rotary is not None:
-            qk_NHD, v_NKD = qkv_NHD.split_with_sizes([H + K, K], dim=1)
-            q_NHD, k_NKD = rotate(qk_NHD, rotary).split_with_sizes([H, K], dim=1)
-        else:
-            q_NHD, k_NKD, v_NKD = qkv_NHD.split_with_sizes([H, K, K], dim=1)
+            qkv_NGD = rotate(qkv_NGD, rotary, H + K)
         dropout = self.dropout if self.training else 0.0
-        out_NHD = attend(q_NHD, k_NKD, v_NKD, documents, causal=self.causal, dropout=dropout)
+        out_NHD = attend(qkv_NGD, self.heads, documents, causal=self.causal, dropout=dropout)
         out_NW: Tensor = self.out(out_NHD.flatten(1))
         return out_NW
 
@@ -106,8 +105,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x_NW: Tensor) -> Tensor:
         """Transform each token: (N, W) to (N, W)."""
-        gate_NI, up_NI = self.gate_up(x_NW).chunk(2, dim=-1)
-        out_NW: Tensor = self.down(F.silu(gate_NI) * up_NI)
+        out_NW: Tensor = self.down(swiglu(self.gate_up(x_NW)))
         return out_NW
 
 
@@ -122,7 +120,7 @@ class Block(nn.Module):
         self.attention_norm = norm(config)
         self.mlp = (GatedMLP if config.family == "llama" else MLP)(config, output_std=output_std)
         self.mlp_norm = norm(config)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_NW: Tensor, documents: Documents, rotary: Rotary | None = None) -> Tensor:
         """Run the block on the flat row: (N, W) to (N, W)."""
@@ -137,7 +135,7 @@ class Block(nn.Module):
 
 def norm(config: ModelConfig) -> nn.Module:
     """Make the family's normalization: RMSNorm for Llama, else LayerNorm."""
-    kind = nn.RMSNorm if config.family == "llama" else nn.LayerNorm
+    kind = RMSNorm if config.family == "llama" else nn.LayerNorm
     return kind(config.hidden_size, eps=config.norm_eps)
 
 
@@ -157,8 +155,41 @@ def rotary_table(position_ids_N: Tensor, head_dim: int, theta: float) -> Rotary:
     return angles_ND.cos()[:, None], angles_ND.sin()[:, None]
 
 
-def rotate(x_NHD: Tensor, rotary: Rotary) -> Tensor:
-    """Turn number i of each head against number i + D/2, computed in fp32 and returned in the dtype that came."""
-    cos, sin = rotary
-    first, second = x_NHD.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_NHD.dtype)
+def rotate(x_NGD: Tensor, rotary: Rotary, heads: int) -> Tensor:
+    """Turn number i of each of the first heads against number i + D/2, computed in fp32; (N, G, D) to the same.
+
+    What comes is not kept for the backward pass, which turns gradients back.
+    """
+    turned_NGD: Tensor = _Rotate.apply(x_NGD, *rotary, heads)  # type: ignore[no-untyped-call]
+    return turned_NGD
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NGD: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.heads = heads
+        return _rotated(x_NGD, cos, sin, heads)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NGD: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad_NGD, cos, -sin, ctx.heads), None, None, None
+
+
+def _rotated(x_NGD: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    out_NGD = torch.empty_like(x_NGD)
+    first, second = x_NGD[:, :heads].chunk(2, dim=-1)
+    out_first, out_second = out_NGD[:, :heads].chunk(2, dim=-1)
+    out_first.copy_((first * cos).sub_(second * sin))
+    out_second.copy_((second * cos).add_(first * sin))
+    out_NGD[:, heads:].copy_(x_NGD[:, heads:])
+    return out_NGD
+
+
+class Dropout(nn.Dropout):
+    """Dropout that keeps one byte a number for the backward pass, on every device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero a share of the numbers and scale the rest, in training; any shape."""
+        return torch.native_dropout(x, self.p, True)[0] if self.training and self.p else x

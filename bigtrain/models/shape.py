@@ -52,6 +52,50 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
     return {"embeddings": embeddings, "block": _block(config), "final_norm": final_norm, "head": head}
 
 
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of the built model by name, in its order, tied ones once."""
+    width, rows = config.hidden_size, config.padded_vocab_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.family == "bert":
+        shapes["decoder_bias"] = (rows,)
+    shapes["tokens.weight"] = (rows, width)
+    if config.family != "llama":
+        shapes["positions.weight"] = (config.max_position_embeddings, width)
+    if config.family == "bert":
+        shapes["segments.weight"] = (SEGMENTS, width)
+        shapes |= _norm_shapes(config, "embedding_norm")
+    for index in range(config.num_hidden_layers):
+        shapes |= {f"blocks.{index}.{name}": shape for name, shape in _block_shapes(config).items()}
+    if config.family == "bert":
+        shapes |= _linear_shapes("head_dense", width, width, bias=True) | _norm_shapes(config, "head_norm")
+    else:
+        shapes |= _norm_shapes(config, "final_norm")
+    return shapes if config.tie_word_embeddings else shapes | {"decoder.weight": (rows, width)}
+
+
+def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    width, inner, bias = config.hidden_size, config.intermediate_size, config.family != "llama"
+    up, wide = ("mlp.gate_up", 2 * inner) if config.family == "llama" else ("mlp.up", inner)
+    return (
+        _linear_shapes("attention.qkv", width, _qkv_rows(config), bias=bias)
+        | _linear_shapes("attention.out", width, width, bias=bias)
+        | _norm_shapes(config, "attention_norm")
+        | _linear_shapes(up, width, wide, bias=bias)
+        | _linear_shapes("mlp.down", inner, width, bias=bias)
+        | _norm_shapes(config, "mlp_norm")
+    )
+
+
+def _linear_shapes(name: str, inputs: int, outputs: int, *, bias: bool) -> dict[str, tuple[int, ...]]:
+    weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (outputs, inputs)}
+    return weight | ({f"{name}.bias": (outputs,)} if bias else {})
+
+
+def _norm_shapes(config: ModelConfig, name: str) -> dict[str, tuple[int, ...]]:
+    weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (config.hidden_size,)}
+    return weight if config.family == "llama" else weight | {f"{name}.bias": (config.hidden_size,)}
+
+
 def flops_per_token(config: ModelConfig, sequence_length: int, labelled_fraction: float = 1.0) -> int:
     """Count a training step's model FLOPs for one token: forward, and a backward of twice that; no recompute.
 

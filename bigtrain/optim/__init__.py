@@ -1,24 +1,24 @@
-"""Optimizers, learning-rate schedules, and what they cost."""
+"""Optimizers, learning-rate schedules, gradient release (in `release`), and what they cost."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-__all__ = ["Lamb", "build_optimizer", "learning_rate_factor"]
+_PLACES = {
+    "Adafactor": "adafactor",
+    "AdamW": "adamw",
+    "Lamb": "lamb",
+    "Muon": "muon",
+    "build_optimizer": "build",
+    "learning_rate_factor": "schedule",
+}
+
+__all__ = ["Adafactor", "AdamW", "Lamb", "Muon", "build_optimizer", "learning_rate_factor"]
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch on first use only, so that planning does not."""
-    if name == "build_optimizer":
-        from bigtrain.optim.build import build_optimizer
-
-        return build_optimizer
-    if name == "Lamb":
-        from bigtrain.optim.lamb import Lamb
-
-        return Lamb
-    if name == "learning_rate_factor":
-        from bigtrain.optim.schedule import learning_rate_factor
-
-        return learning_rate_factor
+    if name in _PLACES:
+        return getattr(import_module(f"bigtrain.optim.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-BUNCH_ELEMENTS = 2**24
-"""Elements that are updated in one call, unless a single tensor has more."""
+from bigtrain.optim.pieces import Workspace
+from bigtrain.optim.piecewise import Group, Piece, Piecewise, bias_corrections
+from bigtrain.optim.quantize import Codec, State
 
 
-class Lamb(Optimizer):
-    """Take LAMB steps, many tensors in one call.
+class Lamb(Piecewise):
+    """Take LAMB steps.
 
     Follows algorithm 2 of the paper with bias correction and decoupled weight decay. Tensors without weight decay
     (biases, normalizations) take plain Adam steps: the authors leave the same tensors out of both. The gradient is not
     normalized here; clip it before, as the published BERT runs do (max_grad_norm 1.0).
 
-    A tensor whose norm, or whose update's norm, is zero takes a step of ratio 1.
+    A tensor whose norm, or whose update's norm, is zero takes a step of ratio 1. A tensor is gone through twice, for
+    its norms and for its weights; with states below fp32 the second time reads the moments as they were rounded.
     """
 
     def __init__(
@@ -30,75 +32,94 @@ class Lamb(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.01,
+        *,
+        state: str = "fp32",
+        master_weights: str = "fp32",
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults, state=state, master_weights=master_weights)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; return what the closure returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            for together in _bunches(parameters):
-                self._step_group(together, group)
-        return loss
+    def _step_one(self, parameter: Tensor, state: State, group: Group) -> None:
+        codecs = self._moments(parameter)
+        work = self._work(parameter)
+        corrections = bias_corrections(state["step"], group["betas"])
+        squares = torch.zeros(2, dtype=torch.float64, device=parameter.device)
+        for piece in self._pieces(parameter, state, codecs, work):
+            with self._restored([view for views in piece.moments for view in views]):
+                moments = self._averaged(piece, codecs, work, group)
+                weight = self.weights.load(piece.weight, work)
+                update = _direction(moments, weight, corrections, group, work)
+                squares += torch.stack([torch.dot(weight, weight), torch.dot(update, update)])
+                for codec, views in zip(codecs, piece.moments, strict=True):
+                    codec.store(views, piece.size, work, piece.window)
+        scale = group["lr"] * _trust_ratio(squares) if group["weight_decay"] else group["lr"]
+        for piece in self._pieces(parameter, state, codecs, work):
+            with self._restored(piece.weight):
+                moments = self._loaded(piece, codecs, work)
+                weight = self.weights.load(piece.weight, work)
+                weight.sub_(_direction(moments, weight, corrections, group, work).mul_(scale))
+                self.weights.store(piece.weight, work, piece.window)
 
-    def _step_group(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _averaged(self, piece: Piece, codecs: tuple[Codec, Codec], work: Workspace, group: Group) -> list[Tensor]:
+        """Return both moments of a piece with its gradient in them."""
         beta1, beta2 = group["betas"]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        states = [self._state_of(p) for p in parameters]
-        for state in states:
-            state["step"] += 1
-        first = [state["exp_avg"] for state in states]
-        second = [state["exp_avg_sq"] for state in states]
-        torch._foreach_lerp_(first, gradients, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-        updates = self._directions(first, second, states, group)
-        if group["weight_decay"]:
-            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
-            ratios = _trust_ratios(parameters, updates)
-            torch._foreach_mul_(updates, ratios)
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
-
-    def _state_of(self, parameter: Tensor) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state
+        first, second = moments = self._loaded(piece, codecs, work)
+        gradient = piece.gradient(work)
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        return moments
 
     @staticmethod
-    def _directions(
-        first: list[Tensor], second: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
-    ) -> list[Tensor]:
-        beta1, beta2 = group["betas"]
-        roots = list(torch._foreach_sqrt(second))
-        torch._foreach_div_(roots, [(1 - beta2 ** state["step"]) ** 0.5 for state in states])
-        torch._foreach_add_(roots, group["eps"])
-        directions = list(torch._foreach_div(first, roots))
-        torch._foreach_div_(directions, [1 - beta1 ** state["step"] for state in states])
-        return directions
+    def _loaded(piece: Piece, codecs: tuple[Codec, Codec], work: Workspace) -> list[Tensor]:
+        return [codec.load(views, piece.size, work) for codec, views in zip(codecs, piece.moments, strict=True)]
+
+    def _new_state(self, parameter: Tensor, group: Group) -> State:
+        first, second = self._moments(parameter)
+        return {**first.allocate(parameter), **second.allocate(parameter)}
 
 
-def _bunches(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the tensors in bunches of bounded size: a step's temporaries are twice the size of a bunch."""
-    bunch: list[Tensor] = []
-    for parameter in parameters:
-        if bunch and sum(map(Tensor.numel, bunch)) + parameter.numel() > BUNCH_ELEMENTS:
-            yield bunch
-            bunch = []
-        bunch.append(parameter)
-    if bunch:
-        yield bunch
+def fused_lamb(groups: list[Group], **options: Any) -> Optimizer:
+    """Return NVIDIA apex's LAMB, with what `Lamb` does: no clipping of its own, Adam steps without weight decay.
+
+    Only for fp32 on CUDA where `kernels.nvidia_apex_present()`. Its step count, which apex keeps in the group, is
+    mirrored in each parameter's state, so that it is saved and a parameter may be stepped by itself.
+    `found_inf` works as with `Lamb`, but is waited for.
+    """
+    from apex.optimizers import FusedLAMB
+
+    class Apex(FusedLAMB):  # type: ignore[misc]
+        found_inf: Tensor | None = None
+
+        def step(self, closure: Callable[[], float] | None = None) -> float | None:
+            loss = closure() if closure is not None else None
+            if self.found_inf is not None and bool(self.found_inf):
+                return loss
+            for group in self.param_groups:
+                counts = [self.state[p].get("step", 0) for p in group["params"] if p.grad is not None]
+                group["step"] = int(counts[0]) if counts else 0
+            super().step()
+            for group in self.param_groups:
+                for parameter in (p for p in group["params"] if p.grad is not None):
+                    self.state[parameter]["step"] = group["step"]
+            return loss
+
+    # Infinite, since apex divides by its max_grad_norm whenever the gradient is longer: 0 would not mean off.
+    return Apex(groups, **options, adam_w_mode=True, grad_averaging=True, max_grad_norm=float("inf"), use_nvlamb=False)
 
 
-def _trust_ratios(parameters: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
-    """Return |parameter| / |update| for each tensor, 1 where either is zero, without a host synchronisation."""
-    ratios = torch.stack(torch._foreach_norm(parameters)) / torch.stack(torch._foreach_norm(updates))
-    usable = torch.isfinite(ratios) & (ratios > 0)
-    return list(torch.where(usable, ratios, torch.ones_like(ratios)).unbind())
+def _direction(
+    moments: list[Tensor], weight: Tensor, corrections: tuple[Tensor, Tensor], group: Group, work: Workspace
+) -> Tensor:
+    """Return Adam's step of length 1, weight decay added, in the work buffer `update`."""
+    first, second = moments
+    update = torch.sqrt(second, out=work.floats("update", len(second)))
+    update.div_(corrections[1].sqrt()).add_(group["eps"])
+    torch.div(first, update, out=update).div_(corrections[0])
+    return update.add_(weight, alpha=group["weight_decay"]) if group["weight_decay"] else update
+
+
+def _trust_ratio(squares: Tensor) -> Tensor:
+    """Return |weights| / |update| from their squares, 1 where either is zero, without a host synchronisation."""
+    weight, update = squares.sqrt().unbind()
+    ratio = weight / update
+    return torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, torch.ones_like(ratio))

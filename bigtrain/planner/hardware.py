@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bigtrain.processor import has_slow_bf16, processor_field
+
 
 @dataclass(frozen=True)
 class Hardware:
     """Devices of one kind in one machine; `memory_bytes` is of one device, for a CPU what this process may use.
 
-    `slow_bf16` says that matrix products in bf16 are slower than in fp32, as on processors without instructions for it.
+    `slow_bf16` says that matrix products in bf16 are slower than in fp32, as on processors without instructions for it;
+    `capability` is a CUDA device's compute capability, where that is known.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -21,6 +24,7 @@ class Hardware:
     devices: int
     memory_bytes: int
     slow_bf16: bool = False
+    capability: tuple[int, int] | None = None
 
 
 def this_machine() -> Hardware:
@@ -30,7 +34,7 @@ def this_machine() -> Hardware:
 
 def cpu() -> Hardware:
     """Return this machine's processor and the memory that a process here may use."""
-    return Hardware("cpu", _cpu_field("model name") or "CPU", 1, host_memory_bytes(), slow_bf16=_has_slow_bf16())
+    return Hardware("cpu", processor_field("model name") or "CPU", 1, host_memory_bytes(), slow_bf16=has_slow_bf16())
 
 
 def cuda_devices() -> Hardware | None:
@@ -46,7 +50,15 @@ def cuda_devices() -> Hardware | None:
     driver.cuDeviceGet(ctypes.byref(device), 0)
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
-    return Hardware("cuda", name.value.decode(), count.value, size.value)
+    return Hardware("cuda", name.value.decode(), count.value, size.value, capability=_capability(driver, device))
+
+
+def _capability(driver: ctypes.CDLL, device: ctypes.c_int) -> tuple[int, int]:
+    """Return a device's compute capability: attributes 75 and 76 of cuDeviceGetAttribute (CUDA driver API)."""
+    parts = [ctypes.c_int(), ctypes.c_int()]
+    for attribute, part in enumerate(parts, 75):
+        driver.cuDeviceGetAttribute(ctypes.byref(part), attribute, device)
+    return parts[0].value, parts[1].value
 
 
 def host_memory_bytes() -> int:
@@ -55,16 +67,3 @@ def host_memory_bytes() -> int:
     limits = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
     groups = [int(text) for limit in limits if limit.is_file() and (text := limit.read_text().strip()).isdigit()]
     return min([machine, *groups])
-
-
-def _has_slow_bf16() -> bool:
-    """Tell whether this is an x86 processor that has no bf16 instructions; of other kinds nothing is known."""
-    flags = _cpu_field("flags").split()
-    return bool(flags) and not {"avx512_bf16", "amx_bf16"} & set(flags)
-
-
-def _cpu_field(name: str) -> str:
-    """Return a field of the first processor that Linux lists, or an empty text."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigtrain import units
-from bigtrain.amp.cost import gradient_bytes, weight_bytes
 from bigtrain.config.dump import to_yaml
 from bigtrain.config.model import ModelConfig, resolve_model
 from bigtrain.config.schema import Recipe
 from bigtrain.data.vocabulary import vocabulary_size
 from bigtrain.errors import DataError, Fault, RecipeError
+from bigtrain.memory.predict import model_state
 from bigtrain.models import shape
-from bigtrain.optim.cost import state_bytes
 from bigtrain.planner import hardware as hardware_module
+from bigtrain.planner import mechanisms
 from bigtrain.planner.hardware import Hardware
+from bigtrain.planner.mechanisms import instead_of_auto
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """What `micro_batch_size: auto` aims at: more tokens at once make a device no faster, and cost activations."""
@@ -52,9 +53,7 @@ class Plan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Return what is allowed and probably not wanted, each with what to do instead."""
-        if self.recipe.amp.precision == "bf16" and self.hardware.slow_bf16:
-            return (f"{self.hardware.name} has no bf16 instructions: amp.precision=fp32 is several times as fast here",)
-        return ()
+        return tuple(mechanisms.warnings(self.recipe, self.hardware, self.model.initializer_range))
 
     def with_rows(self, rows: int) -> Plan:
         """Return the plan with `epochs` turned into steps, now that an epoch is known to have so many rows.
@@ -95,8 +94,9 @@ def plan(recipe: Recipe, hardware: Hardware | None = None) -> Plan:
     micro = recipe.train.micro_batch_size
     if micro == "auto":
         micro = _largest_divisor(rank_rows, MICRO_BATCH_TOKENS[hardware.kind] // recipe.data.sequence_length)
+    if faults := mechanisms.mechanism_faults(recipe, hardware, rank_rows // micro):
+        raise RecipeError(*faults)
     resolved = _resolve(recipe, model, hardware, micro)
-    stored = shape.stored_parameters(model)
     return Plan(
         recipe=resolved,
         model=model,
@@ -106,11 +106,7 @@ def plan(recipe: Recipe, hardware: Hardware | None = None) -> Plan:
         accumulation_steps=rank_rows // micro,
         parameters=shape.parameters(model),
         flops_per_token=shape.flops_per_token(model, recipe.data.sequence_length, labelled_fraction(recipe)),
-        state_bytes={
-            "weights": weight_bytes(stored),
-            "gradients": gradient_bytes(stored),
-            "optimizer_state": state_bytes(recipe.optimizer.name, stored, shape.stored_tensors(model)),
-        },
+        state_bytes=model_state(resolved, model, accumulated=rank_rows > micro),
     )
 
 
@@ -167,24 +163,19 @@ def _resolve(recipe: Recipe, model: ModelConfig, hardware: Hardware, micro_batch
     if model.family != "llama":
         del shape_keys["num_key_value_heads"]
     train = {"micro_batch_size": micro_batch_size, "device": hardware.kind}
+    accumulation_steps = recipe.train.global_batch_size // micro_batch_size
     if recipe.train.compile == "auto":
         train["compile"] = hardware.kind == "cuda"
     chosen: dict[str, dict[str, Any]] = {
         "model": shape_keys,
         "train": train,
-        "optimizer": _instead_of_auto(recipe.optimizer, state="fp32", gradient_release=False),
-        "amp": _instead_of_auto(recipe.amp, master_weights="fp32"),
-        "recompute": _instead_of_auto(recipe.recompute, policy="none"),
-        "sharding": _instead_of_auto(recipe.sharding, engine="fsdp2", zero_stage=0, replicate=1, offload="none"),
+        **mechanisms.resolved_mechanisms(recipe, accumulation_steps),
+        "sharding": instead_of_auto(recipe.sharding, engine="fsdp2", zero_stage=0, replicate=1, offload="none"),
         "memory": {"budget": budget},
-        "cluster": _instead_of_auto(recipe.cluster, devices_per_node=1),
+        "cluster": instead_of_auto(recipe.cluster, devices_per_node=1),
     }
     sections = {name: getattr(recipe, name).model_copy(update=keys) for name, keys in chosen.items()}
     return recipe.model_copy(update=sections)
-
-
-def _instead_of_auto(section: Any, **values: Any) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if getattr(section, key) == "auto"}
 
 
 def _fault(recipe: Recipe, key: str, text: str) -> RecipeError:

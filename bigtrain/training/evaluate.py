@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bigtrain import amp
 from bigtrain import batch as batches
 from bigtrain.batch import Batch
 from bigtrain.data.corpus import Corpus
@@ -61,20 +60,19 @@ def evaluate_plan(model: nn.Module, plan: Plan, corpus: Corpus, device: torch.de
         micro_batch_size=plan.micro_batch_size,
         rows_limit=recipe.train.eval_rows,
     )
-    return evaluate(model, rows, unigram_surprisal(corpus), device, recipe.amp.precision)
+    return evaluate(model, rows, unigram_surprisal(corpus), device)
 
 
-def evaluate(
-    model: Any, rows: Iterable[Batch], surprisal: NDArray[np.float64], device: torch.device, precision: str = "fp32"
-) -> Evaluation:
+def evaluate(model: Any, rows: Iterable[Batch], surprisal: NDArray[np.float64], device: torch.device) -> Evaluation:
     """Evaluate on packed rows; `surprisal` (vocabulary,) is what each label costs under token frequencies, in nats."""
     training = model.training
     model.eval()
     loss, unigram, correct, labels = 0.0, 0.0, 0, 0
     for batch in rows:
         flat = batches.unpad(batch)
-        unigram += float(surprisal[flat["labels"].numpy()].sum())
-        with torch.no_grad(), amp.autocast(precision, device.type):
+        counted = flat["labels"][flat["labels"] != batches.IGNORED_LABEL]
+        unigram += float(surprisal[counted.numpy()].sum())
+        with torch.no_grad():
             loss_sum, right, count = model.evaluate(**batches.move(flat, device))
         loss, correct, labels = loss + float(loss_sum), correct + int(right), labels + int(count)
     model.train(training)

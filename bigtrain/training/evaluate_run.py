@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bigtrain import amp
 from bigtrain.checkpoint.manifest import step_of
 from bigtrain.checkpoint.state import PLAN, TOKENIZER
 from bigtrain.checkpoint.store import find_checkpoint
 from bigtrain.config.load import load_recipe
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.ensure import ensure_prepared
-from bigtrain.engine import place
 from bigtrain.errors import Fault, InputError
+from bigtrain.placement import place
 from bigtrain.planner.plan import Plan, plan
 from bigtrain.training.evaluate import evaluate_plan
 from bigtrain.training.generate import load_trained
@@ -24,6 +25,16 @@ CHANGEABLE = (
     "data.", "amp.", "train.eval_rows=", "train.micro_batch_size=", "train.masking_probability=", "train.device=",
 )  # fmt: skip
 """What an evaluation may be told to do otherwise than the run did."""
+
+PLAIN = (
+    "train.device=auto",
+    "train.compile=false",
+    "train.init_from=null",
+    "recompute.policy=none",
+    "optimizer.gradient_release=false",
+    "amp.master_weights=fp32",
+)
+"""What an evaluation does otherwise than the run did in any case: weights are not updated, and need no mechanism."""
 
 
 def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -37,13 +48,14 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     trained = load_trained(folder)
     device = device_of(here_plan)
     place(trained.model, device, seed=0)
+    amp.apply(trained.model, here_plan.recipe.amp.precision)
     found = evaluate_plan(trained.model, here_plan, corpus, device)
     return {"step": step_of(folder) if folder.name.startswith("step-") else None, **found.row()}
 
 
 def _planned(folder: Path, overrides: Sequence[str]) -> tuple[Plan, Corpus]:
     """Return the plan of the evaluation and its corpus, tokenized by the very tokenizer that the weights know."""
-    changes = ["train.device=auto", "train.compile=false", "train.init_from=null", *overrides]
+    changes = [*PLAIN, *overrides]
     own_tokenizer = f"data.tokenizer={json.dumps(str(folder / TOKENIZER))}"
     if any(override.startswith("data.") for override in overrides):
         changes.append(own_tokenizer)

@@ -16,6 +16,7 @@ from bigtrain.checkpoint.store import find_checkpoint
 from bigtrain.data.tokenizer import open_tokenizer, special_tokens
 from bigtrain.errors import DataError
 from bigtrain.planner.hardware import cpu
+from bigtrain.planner.mechanisms import without_mechanisms
 from bigtrain.planner.plan import Plan, plan
 from bigtrain.training.loop import build_plan_model
 
@@ -32,7 +33,7 @@ class TrainedModel:
 def load_trained(path: Path) -> TrainedModel:
     """Return the model of a run or checkpoint, on the CPU. Raises CheckpointError if there is none."""
     folder = find_checkpoint(path)
-    made_by = plan(stored_recipe(folder), cpu())
+    made_by = plan(without_mechanisms(stored_recipe(folder)), cpu())
     model: nn.Module = build_plan_model(made_by)
     load_weights(model, folder)
     tokenizer = open_tokenizer(folder / TOKENIZER)

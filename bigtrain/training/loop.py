@@ -7,9 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 import bigtrain
 from bigtrain.batch import Batch
@@ -28,12 +28,13 @@ from bigtrain.data.corpus import Corpus
 from bigtrain.data.ensure import ensure_prepared
 from bigtrain.data.loader import Loader
 from bigtrain.engine import Engine, StepResult, prepare
-from bigtrain.errors import BigtrainError, CheckpointError, Fault, Interrupted
+from bigtrain.errors import BigtrainError, CheckpointError, Fault, Interrupted, NonFiniteGradient
 from bigtrain.models.build import build_model
 from bigtrain.optim.build import build_optimizer
+from bigtrain.placement import find_blocks
 from bigtrain.planner.plan import Plan
 from bigtrain.training.evaluate import Evaluation, evaluate_plan
-from bigtrain.training.meter import Meter
+from bigtrain.training.meter import Meter, Skips
 from bigtrain.training.metrics import MetricsLog
 from bigtrain.training.peak import peak_flops
 from bigtrain.training.progress import RunProgress
@@ -94,7 +95,14 @@ def build_engine(plan: Plan) -> Engine:
     """Return the engine of a plan's own model, initialised from the recipe's seed."""
     with torch.device("meta"):
         model = build_plan_model(plan)
-    return prepare(model, plan, partial(build_optimizer, section=plan.recipe.optimizer))
+
+    def optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        matrices = [p for block in find_blocks(model) for p in block.parameters() if p.ndim == 2]
+        return build_optimizer(
+            parameters, plan.recipe.optimizer, master_weights=plan.recipe.amp.master_weights, matrices=matrices
+        )
+
+    return prepare(model, plan, optimizer)
 
 
 def build_plan_model(plan: Plan) -> nn.Module:
@@ -183,6 +191,7 @@ class Run:
         self._store = store
         self._peak = peak
         self._texts = {PLAN: plan.to_yaml(), TOKENIZER: corpus.tokenizer_file.read_text(encoding="utf-8")}
+        self._skips = Skips(late=here.device.type == "cuda")
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:
@@ -202,13 +211,12 @@ class Run:
         write_report(self.folder, self.plan)
 
     def _take_steps(self) -> None:
-        state, last_skipped = self._state, 0
+        state, skips = self._state, self._skips
         for batch in state.loader:
-            result = self._take_step(batch)
-            last_skipped = last_skipped + 1 if result.skipped else 0
-            self._after_step(result)
-            if last_skipped > self.plan.recipe.train.max_skipped:
-                raise BigtrainError(self._too_many_skipped(last_skipped))
+            self._after_step(self._take_step(batch))
+            if skips.in_a_row > self.plan.recipe.train.max_skipped:
+                many = f"{skips.in_a_row} steps in a row had a loss or gradient that is not finite (train.max_skipped)"
+                raise BigtrainError(f"{many}; {self._last_good()}")
             if state.step >= self.total_steps:
                 break
             if self._here.stop_signal is not None:
@@ -221,15 +229,19 @@ class Run:
         for micro in engine.micro_batches(batch):
             engine.backward(engine.model(**micro))
         self._state.tokens += int(batch["document_lengths"].sum())
-        return engine.step(self.plan.recipe.train.max_grad_norm)
+        try:
+            return engine.step(self.plan.recipe.train.max_grad_norm)
+        except NonFiniteGradient as error:
+            raise NonFiniteGradient(f"{error}; {self._last_good()}") from error
 
     def _after_step(self, result: StepResult) -> None:
         recipe, step = self.plan.recipe, self._state.step
         last = step >= self.total_steps
-        self._meter.count(result)
+        self._meter.count()
+        skipped = self._skips.add(result)
         self._progress.advance(step)
-        if step % recipe.logging.every_steps == 0 or last or result.skipped:
-            row = self._meter.row(result, step, self._state.tokens)
+        if step % recipe.logging.every_steps == 0 or last or skipped:
+            row = self._meter.row(result, step, self._state.tokens, self._skips.total)
             self._log.write(row)
             self._progress.log(row, self._meter.seconds_left(self.total_steps - step))
         if recipe.train.eval_every and (step % recipe.train.eval_every == 0 or last):
@@ -263,10 +275,9 @@ class Run:
             f"{plan.accumulation_steps} micro-batches, on {plan.hardware.name}, {start}"
         )
 
-    def _too_many_skipped(self, count: int) -> str:
+    def _last_good(self) -> str:
         newest = self._store.newest()
-        last_good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-        return f"{count} steps in a row had a loss or gradient that is not finite (train.max_skipped); {last_good}"
+        return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
 
 
 def describe(found: Evaluation, step: int, *, masked: bool) -> str:

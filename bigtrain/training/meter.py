@@ -14,6 +14,26 @@ from bigtrain.planner.plan import Plan
 from bigtrain.training.runtime import host_bytes_peak
 
 
+class Skips:
+    """Count the steps that changed nothing because loss or gradient was not finite.
+
+    On a GPU a step is asked about when the next one has been taken: by then it knows, and the host need not wait.
+    """
+
+    def __init__(self, *, late: bool) -> None:
+        self.total = self.in_a_row = 0
+        self._late = late
+        self._last: StepResult | None = None
+
+    def add(self, result: StepResult) -> bool:
+        """Count a step; return whether the one that is known by now was skipped."""
+        settled, self._last = (self._last, result) if self._late else (result, None)
+        skipped = settled is not None and settled.skipped
+        self.total += skipped
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        return skipped
+
+
 class Meter:
     """Measure the steps of a run, against a peak in FLOP/s. The time of evaluations and saves does not count."""
 
@@ -21,17 +41,15 @@ class Meter:
         self._plan = plan
         self._peak = peak
         self._on_cuda = plan.hardware.kind == "cuda"
-        self._skipped = 0
         self._tokens = tokens
         self._seconds = 0.0
         self._steps = 0
         self._begin = self._mark = time.perf_counter()
         self._seconds_per_step = 0.0
 
-    def count(self, result: StepResult) -> None:
+    def count(self) -> None:
         """Count a step that was taken."""
         self._steps += 1
-        self._skipped += result.skipped
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -41,7 +59,7 @@ class Meter:
         self._mark += time.perf_counter() - begin
         self._begin += time.perf_counter() - begin
 
-    def row(self, result: StepResult, step: int, tokens: int) -> dict[str, Any]:
+    def row(self, result: StepResult, step: int, tokens: int, skipped: int) -> dict[str, Any]:
         """Return the metrics row of a step; rates are means over the steps since the last row.
 
         `loss` is in full precision. `mfu` and `hfu` are against the matrix-product rate measured on this device.
@@ -65,8 +83,8 @@ class Meter:
             "allocated_bytes_peak": torch.cuda.max_memory_allocated() if self._on_cuda else None,
             "reserved_bytes_peak": torch.cuda.max_memory_reserved() if self._on_cuda else None,
             "host_bytes_peak": host_bytes_peak(),
-            "loss_scale": 1.0,
-            "skipped": self._skipped,
+            "loss_scale": float(result.loss_scale),
+            "skipped": skipped,
             "seconds": now - self._begin,
         }
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
+from bigtrain import products
 from bigtrain.data.cache import write_json
 from bigtrain.planner.hardware import Hardware
 
 SIZES = {"cpu": 1024, "cuda": 8192}
 TRIALS = 7
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 def peak_flops(hardware: Hardware, precision: str, cache: Path) -> float:
@@ -25,7 +27,7 @@ def peak_flops(hardware: Hardware, precision: str, cache: Path) -> float:
     path = cache / "rates.json"
     rates = _kept(path)
     key = f"{hardware.name} / {torch.get_num_threads()} threads / {precision} / torch {torch.__version__}"
-    rate = _measure(hardware.kind, torch.bfloat16 if precision == "bf16" else torch.float32)
+    rate = _measure(hardware.kind, DTYPES.get(precision, torch.float32))
     if rate > rates.get(key, 0):
         rates[key] = rate
         with contextlib.suppress(OSError):  # a cache that cannot be written keeps nothing; the rate is known anyway
@@ -48,7 +50,7 @@ def _measure(kind: str, dtype: torch.dtype) -> float:
     seconds = []
     for _ in range(TRIALS):
         begin = time.perf_counter()
-        product = matrix @ matrix
+        product = products.mm(matrix, matrix)
         product[0, 0].item()
         seconds.append(time.perf_counter() - begin)
     if kind == "cuda":  # the peaks of a run are its own

@@ -14,7 +14,7 @@ ORDINARY = np.arange(5, 1000)
 
 
 def rows_of(count: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ordinary tokens whose first and last token is special, and whose end is padding here and there."""
+    """Rows of ordinary tokens whose first is special, and whose end is padding here and there."""
     generator = np.random.default_rng(seed)
     ids = generator.choice(ORDINARY, (count, width))
     ends = generator.integers(width // 2, width + 1, count)
@@ -24,8 +24,9 @@ def rows_of(count: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 
 def mask(ids: np.ndarray, maskable: np.ndarray, probability: float = 0.15, epoch: int = 0, first: int = 0) -> Masked:
+    """Mask rows in which every token but 0 is held."""
     keys = key_of(1, epoch, np.arange(first, first + len(ids), dtype=np.uint64))
-    return mask_rows(ids, maskable, keys, probability, MASK, ORDINARY)
+    return mask_rows(ids, ids != 0, maskable, keys, probability, MASK, ORDINARY)
 
 
 @settings(max_examples=60, deadline=None)
@@ -33,10 +34,28 @@ def mask(ids: np.ndarray, maskable: np.ndarray, probability: float = 0.15, epoch
 def test_exactly_the_share_of_each_row(count: int, width: int, probability: float) -> None:
     ids, maskable = rows_of(count, width)
     chosen = mask(ids, maskable, probability).labels != IGNORED_LABEL
-    available = maskable.sum(axis=1)
-    expected = [max(1, round(probability * n)) if n else 0 for n in available.tolist()]
+    tokens, available = (ids != 0).sum(axis=1).tolist(), maskable.sum(axis=1).tolist()
+    expected = [min(most, max(1, round(probability * n))) for n, most in zip(tokens, available, strict=True)]
     assert chosen.sum(axis=1).tolist() == expected
     assert not (chosen & ~maskable).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 39), max_size=8), min_size=1, max_size=6), st.floats(0.01, 0.7))
+def test_full_rows_have_equally_many_whatever_their_documents(special: list[list[int]], probability: float) -> None:
+    """A row of many documents holds more special tokens, which are never chosen."""
+    ids = np.full((len(special), 40), 7)
+    for row, places in zip(ids, special, strict=True):
+        row[places] = 2
+    chosen = mask(ids, ids >= 5, probability).labels != IGNORED_LABEL
+    assert set(chosen.sum(axis=1).tolist()) == {max(1, round(40 * probability))}
+    assert not chosen[ids == 2].any()
+
+
+def test_never_more_are_chosen_than_may_be() -> None:
+    ids = np.array([[2, 7, 3, 2, 8, 3, 2, 9, 3, 2], [2, 7, 3, 2, 3, 2, 3, 2, 3, 2], [2, 7, 8, 9, 7, 8, 9, 7, 8, 9]])
+    chosen = mask(ids, ids >= 5, 0.5).labels != IGNORED_LABEL
+    assert chosen.sum(axis=1).tolist() == [3, 1, 5]
 
 
 def test_labels_are_the_original_tokens_and_the_rest_is_untouched() -> None:

@@ -80,6 +80,15 @@ def test_mlm_restored_is_the_corpus(bert_corpus: Corpus) -> None:
     assert (restored[~held] == 0).all()
 
 
+def test_full_rows_have_equally_many_labels(bert_corpus: Corpus) -> None:
+    rows = everything(reader(bert_corpus))
+    full = rows.document_lengths.sum(axis=1) == 32
+    documents = (rows.document_lengths[full] > 0).sum(axis=1)
+    assert full.sum() > 10
+    assert len(set(documents.tolist())) > 1
+    assert set((rows.labels[full] != IGNORED_LABEL).sum(axis=1).tolist()) == {round(0.15 * 32)}
+
+
 def test_special_tokens_are_never_to_be_predicted(bert_corpus: Corpus) -> None:
     rows = everything(reader(bert_corpus))
     labels = rows.labels[rows.labels != IGNORED_LABEL]

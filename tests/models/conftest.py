@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from bigtrain.config.model import NORM_EPS, ModelConfig
 
@@ -64,3 +65,20 @@ def flat_row() -> Callable[..., dict[str, Any]]:
 def documents(torch_seed: int) -> list[torch.Tensor]:
     """Return documents of uneven lengths, with neighbours of equal length among them, and one of a single token."""
     return [torch.randint(0, VOCAB_SIZE, (length,)) for length in (7, 12, 12, 1, 3, 7, 7)]
+
+
+@pytest.fixture
+def allocations() -> Callable[[Callable[[], object]], list[int]]:
+    """Return a function that runs another and lists the bytes that it took on the CPU, freed ones negative, in order.
+
+    What it returns lives until the end of the list.
+    """
+
+    def record(run: Callable[[], object]) -> list[int]:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            result = run()
+        del result
+        events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+        return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+    return record

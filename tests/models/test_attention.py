@@ -8,63 +8,171 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bigtrain.models import attention
-from bigtrain.models.attention import Documents, attend, attend_per_document, attention_path
+from bigtrain.models.attention import Documents, attend, attend_in_place, attend_per_document, attention_path
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+HEADS = 4
 LENGTHS = ([5], [4, 4, 4], [1, 7, 7, 2, 7], [3, 1, 1, 1, 9], [0, 6, 0, 0, 6, 2, 0])
 
 
-def rows(lengths, heads=4, shared=4, dim=8, **options):
-    total = sum(lengths)
-    return [torch.randn(total, count, dim, requires_grad=True, **options) for count in (heads, shared, shared)]
+def fused(lengths, shared=4, dim=8, **options):
+    """Return the queries, keys and values of documents, (N, H + 2K, D), with 4 query heads and `shared` others."""
+    return torch.randn(sum(lengths), HEADS + 2 * shared, dim, requires_grad=True, **options)
 
 
-def masked(q, k, v, lengths, causal):
+def by_kind(qkv):
+    """Return queries, keys and values, and the numbers of their heads."""
+    shared = (qkv.shape[1] - HEADS) // 2
+    return qkv.split([HEADS, shared, shared], dim=1), (HEADS, shared)
+
+
+def run(qkv, documents, *, causal, dropout=0.0):
+    return attend(qkv, by_kind(qkv)[1], documents, causal=causal, dropout=dropout)
+
+
+def in_place(qkv, lengths, causal):
+    return attend_in_place(qkv, by_kind(qkv)[1], Documents.of_lengths(lengths), causal)
+
+
+def per_document(qkv, lengths, causal):
+    return attend_per_document(*by_kind(qkv)[0], Documents.of_lengths(lengths), causal=causal, dropout=0.0)
+
+
+def masked(qkv, lengths, causal):
     """Attend over the whole row under a mask that is true inside documents."""
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     mask = document[:, None] == document
     if causal:
         mask = mask.tril()
-    k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
+    (q, k, v), (heads, shared) = by_kind(qkv)
+    k, v = (tensor.repeat_interleave(heads // shared, 1) for tensor in (k, v))
     q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1)
+
+
+def with_gradient(function, qkv, *rest):
+    """Return what a function makes of the fused tensor, and the gradient under slopes that are always the same."""
+    out = function(qkv, *rest)
+    slopes = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return out, *torch.autograd.grad(out, qkv, slopes)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("causal", (True, False))
 @pytest.mark.parametrize("shared", (1, 2, 4))
-def test_equals_a_masked_row(torch_seed, lengths, causal, shared):
-    tensors = rows(lengths, shared=shared)
-    found = attend(*tensors, Documents.of_lengths(lengths), causal=causal, dropout=0.0)
-    right = masked(*tensors, lengths, causal)
+@pytest.mark.parametrize("way", (in_place, per_document))
+def test_equals_a_masked_row(torch_seed, way, lengths, causal, shared):
+    qkv = fused(lengths, shared)
+    found, right = (with_gradient(function, qkv, lengths, causal) for function in (way, masked))
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("causal", (True, False))
+@pytest.mark.parametrize("shared", (1, 2, 4))
+def test_in_place_equals_the_path_by_document(torch_seed, dtype, causal, shared):
+    lengths = [3, 40, 40, 0, 1, 200, 17]
+    qkv = fused(lengths, shared, dim=16, dtype=dtype)
+    found, right = (with_gradient(function, qkv, lengths, causal) for function in (in_place, per_document))
+    torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("causal", (True, False))
+def test_in_place_rounds_what_fp32_gives(torch_seed, dtype, causal):
+    lengths = [9, 30, 30]
+    qkv = fused(lengths, 2, dtype=dtype)
+    found = with_gradient(in_place, qkv, lengths, causal)
+    right = with_gradient(in_place, qkv.detach().float().requires_grad_(), lengths, causal)
+    assert [tensor.dtype for tensor in found] == [dtype, dtype]
+    for half, exact in zip(found, right, strict=True):
+        torch.testing.assert_close(half.float(), exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("causal", (True, False))
+@pytest.mark.parametrize("shared", (1, 2, 4))
+def test_in_place_has_the_right_derivatives(torch_seed, causal, shared):
+    lengths = [2, 0, 3, 1, 3]
+    qkv = fused(lengths, shared, dim=4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda qkv: in_place(qkv, lengths, causal), (qkv,))
+
+
+def test_in_place_keeps_what_came_what_left_and_a_number_for_each_token_and_head(torch_seed):
+    lengths, shared = [5, 0, 7, 7], 2
+    qkv, kept = fused(lengths, shared, dtype=torch.bfloat16), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        out = in_place(qkv, lengths, True)
+    first, second, *sums = kept
+    assert first.data_ptr() == qkv.data_ptr()
+    assert second.data_ptr() == out.data_ptr()
+    assert [(tensor.numel(), tensor.dtype) for tensor in sums] == [
+        (length * HEADS, torch.float32) for length in lengths if length
+    ]
+    assert [tensor.shape for tensor in (first, second)] == [(19, HEADS + 2 * shared, 8), (19, HEADS, 8)]
+
+
+def test_the_gradient_is_the_only_large_tensor_of_the_backward_pass(torch_seed, allocations):
+    lengths = [4] * 40
+    qkv = fused(lengths)
+    out = in_place(qkv, lengths, False)
+    slopes = torch.randn_like(out)
+    largest, second = sorted(allocations(lambda: torch.autograd.grad(out, qkv, slopes)))[:-3:-1]
+    assert largest == qkv.nbytes
+    assert second < qkv.nbytes / 10
+
+
+STRANGE = {
+    "heads inside": lambda: torch.randn(38, 8, 12).transpose(1, 2),
+    "gaps": lambda: torch.randn(38, 12, 16)[..., ::2],
+    "heads outside": lambda: torch.randn(12, 38, 8).transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("way", (in_place, per_document))
+@pytest.mark.parametrize("layout", STRANGE)
+def test_strides_do_not_matter(torch_seed, way, layout):
+    strange = STRANGE[layout]()
+    plain = strange.clone(memory_format=torch.contiguous_format)
+    found, right = (with_gradient(way, qkv.requires_grad_(), [4, 4, 30], True) for qkv in (strange, plain))
     torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
-    slopes = torch.randn_like(found)
-    found_grads = torch.autograd.grad(found, tensors, slopes)
-    right_grads = torch.autograd.grad(right, tensors, slopes)
-    torch.testing.assert_close(found_grads, right_grads, rtol=1e-4, atol=1e-6)
 
 
-def test_views_of_one_fused_tensor_serve(torch_seed):
-    lengths = [4, 4, 3]
-    fused = torch.randn(11, 12, 8)
-    parts = fused.split([4, 4, 4], dim=1)
-    documents = Documents.of_lengths(lengths)
-    found = attend(*parts, documents, causal=True, dropout=0.0)
-    assert torch.equal(found, attend(*(part.contiguous() for part in parts), documents, causal=True, dropout=0.0))
+@pytest.mark.parametrize("dropout", (0.0, 0.5))
+@pytest.mark.parametrize("lengths", ([], [0, 0]), ids=str)
+def test_an_empty_row_gives_an_empty_row(lengths, dropout):
+    qkv = fused([])
+    out = run(qkv, Documents.of_lengths(lengths), causal=True, dropout=dropout)
+    assert out.shape == (0, 4, 8)
+    out.sum().backward()
+    assert qkv.grad.shape == (0, 12, 8)
 
 
-def test_an_empty_row_gives_an_empty_row():
-    tensors = rows([])
-    assert attend(*tensors, Documents.of_lengths([]), causal=True, dropout=0.0).shape == (0, 4, 8)
+def test_it_runs_on_fake_tensors():
+    with FakeTensorMode():
+        qkv = fused([5, 5, 3], 2)
+        out = run(qkv, Documents.of_lengths([5, 5, 3]), causal=True)
+        out.sum().backward()
+    assert out.shape == (13, 4, 8)
+    assert qkv.grad.shape == qkv.shape
+
+
+def test_a_row_needs_no_gradient(torch_seed):
+    qkv = fused([3, 4])
+    documents = Documents.of_lengths([3, 4])
+    with torch.no_grad():
+        out = run(qkv, documents, causal=True)
+    assert not out.requires_grad
+    assert torch.equal(out, run(qkv, documents, causal=True))
 
 
 def test_dropout_acts_on_probabilities(torch_seed):
-    tensors = rows([6, 6])
-    documents = Documents.of_lengths([6, 6])
-    kept = attend(*tensors, documents, causal=False, dropout=0.0)
-    mean = torch.stack([attend(*tensors, documents, causal=False, dropout=0.5) for _ in range(400)]).mean(0)
-    assert not torch.equal(kept, attend(*tensors, documents, causal=False, dropout=0.5))
+    qkv, documents = fused([6, 6]), Documents.of_lengths([6, 6])
+    kept = run(qkv, documents, causal=False)
+    mean = torch.stack([run(qkv, documents, causal=False, dropout=0.5) for _ in range(400)]).mean(0)
+    assert not torch.equal(kept, run(qkv, documents, causal=False, dropout=0.5))
     torch.testing.assert_close(mean, kept, rtol=0, atol=0.25)
 
 
@@ -94,7 +202,7 @@ def test_a_given_longest_length_spares_reading_the_boundaries():
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
 @pytest.mark.parametrize("head_dim", (8, 64, 128, 256))
 def test_the_fused_kernel_is_chosen_where_it_holds(dtype, head_dim):
-    assert attention_path(True, dtype, head_dim, 0.0) == "varlen"
+    assert attention_path(CUDA, True, dtype, head_dim, 0.0) == "varlen"
 
 
 @pytest.mark.parametrize(
@@ -108,8 +216,9 @@ def test_the_fused_kernel_is_chosen_where_it_holds(dtype, head_dim):
         (True, torch.bfloat16, 20, 0.0),
     ],
 )
-def test_the_path_by_document_is_chosen_otherwise(fused, dtype, head_dim, dropout):
-    assert attention_path(fused, dtype, head_dim, dropout) == "per_document"
+def test_a_path_by_document_is_chosen_otherwise(fused, dtype, head_dim, dropout):
+    assert attention_path(CUDA, fused, dtype, head_dim, dropout) == "per_document"
+    assert attention_path(CPU, False, dtype, head_dim, dropout) == ("per_document" if dropout else "in_place")
 
 
 @pytest.mark.parametrize(
@@ -151,13 +260,11 @@ def kernel(request, monkeypatch):
 @pytest.mark.parametrize("causal", (True, False))
 @pytest.mark.parametrize("shared", (2, 4))
 def test_the_kernel_is_called_as_its_version_wants(torch_seed, kernel, causal, shared):
-    tensors = rows([3, 5], shared=shared, dtype=torch.bfloat16)
+    qkv = fused([3, 5], shared, dtype=torch.bfloat16)
     documents = Documents.of_lengths([3, 5])
     documents.fused = True
-    found = attend(*tensors, documents, causal=causal, dropout=0.0)
-    documents.fused = False
-    right = attend(*tensors, documents, causal=causal, dropout=0.0)
-    torch.testing.assert_close(found, right)
+    found = run(qkv, documents, causal=causal)
+    torch.testing.assert_close(found, per_document(qkv, [3, 5], causal))
     assert kernel.longest == (5, 5)
     assert set(kernel.options) <= set(kernel.parameters)
     if "enable_gqa" in kernel.parameters and shared == 2:
@@ -168,10 +275,9 @@ def test_the_kernel_is_called_as_its_version_wants(torch_seed, kernel, causal, s
 
 
 def test_fp32_never_calls_the_kernel(torch_seed, kernel):
-    tensors = rows([3, 5])
     documents = Documents.of_lengths([3, 5])
     documents.fused = True
-    attend(*tensors, documents, causal=True, dropout=0.0)
+    run(fused([3, 5]), documents, causal=True)
     assert not hasattr(kernel, "options")
 
 
@@ -187,15 +293,14 @@ def test_the_installed_kernel_has_a_spelling_of_causal():
 @pytest.mark.parametrize("shared", (2, 4))
 def test_the_kernel_equals_the_path_by_document(torch_seed, dtype, causal, shared):
     lengths = [17, 64, 64, 1, 130]
-    tensors = rows(lengths, shared=shared, dim=64, dtype=dtype, device="cuda")
+    qkv = fused(lengths, shared, dim=64, dtype=dtype, device="cuda")
     documents = Documents.of_lengths(lengths, "cuda")
     if not documents.fused:
         pytest.skip("this device has no such kernel")
-    assert attention_path(documents.fused, dtype, 64, 0.0) == "varlen"
-    found = attend(*tensors, documents, causal=causal, dropout=0.0)
-    right = attend_per_document(*tensors, documents, causal=causal, dropout=0.0)
+    assert attention_path(qkv.device, documents.fused, dtype, 64, 0.0) == "varlen"
+    found = run(qkv, documents, causal=causal)
+    right = attend_per_document(*by_kind(qkv)[0], documents, causal=causal, dropout=0.0)
     torch.testing.assert_close(found, right, rtol=2e-2, atol=2e-2)
     slopes = torch.randn_like(found)
-    torch.testing.assert_close(
-        torch.autograd.grad(found, tensors, slopes), torch.autograd.grad(right, tensors, slopes), rtol=5e-2, atol=5e-2
-    )
+    found_grad, right_grad = (torch.autograd.grad(out, qkv, slopes)[0] for out in (found, right))
+    torch.testing.assert_close(found_grad, right_grad, rtol=5e-2, atol=5e-2)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bigtrain.batch import unpad
+from bigtrain.batch import IGNORED_LABEL, unpad
 from bigtrain.models import build_model
 
 FAMILIES = ("bert", "gpt", "llama")
@@ -129,26 +129,45 @@ def test_training_learns(model, flat_row, documents):
     assert model(**batch).item() < 0.5 * first
 
 
-def test_bf16_autocast_stays_near(model, flat_row, documents):
-    batch = flat_row(documents)
-    exact = model(**batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = model(**batch)
-        evaluated = model.evaluate(**batch)
-    assert half.dtype == evaluated[0].dtype == torch.float32
-    half.backward()
-    torch.testing.assert_close(half, exact, rtol=0.05, atol=0.05)
-    torch.testing.assert_close(evaluated[0] / evaluated[2], exact, rtol=0.05, atol=0.05)
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
 def test_whole_bf16_runs(model, flat_row, documents):
     batch = flat_row(documents)
     exact = model(**batch)
-    half = model.bfloat16()(**batch)
-    assert half.dtype == torch.float32
+    half, evaluated = model.bfloat16()(**batch), model.evaluate(**batch)
+    assert half.dtype == evaluated[0].dtype == torch.float32
     half.backward()
     torch.testing.assert_close(half, exact, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(evaluated[0] / evaluated[2], half.detach(), rtol=1e-5, atol=1e-5)
+    assert model.logits(**where(batch)).dtype == torch.bfloat16
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(grad.isfinite().all() and grad.dtype == torch.bfloat16 for grad in grads)
+
+
+def every_label(batch):
+    """Return the batch with a label for each token, most of which do not count."""
+    labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
+    labels[batch["label_positions"]] = batch["labels"]
+    return {**{name: value for name, value in batch.items() if name != "label_positions"}, "labels": labels}
+
+
+def test_ignored_labels_are_as_labels_that_are_not_there(model, flat_row, documents):
+    model.z_loss, model.label_smoothing = 0.01, 0.1
+    batch, results = flat_row(documents), []
+    for rows in (batch, every_label(batch)):
+        model.zero_grad()
+        loss = model(**rows)
+        loss.backward()
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        results.append([loss.detach(), *grads, *(value.float() for value in model.evaluate(**rows))])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_hidden_states_are_not_gathered_where_every_token_has_a_label(model, flat_row, documents, monkeypatch):
+    seen, head = [], model.head
+    monkeypatch.setattr(model, "head", lambda hidden: seen.append(hidden.shape[0]) or head(hidden))
+    batch = flat_row(documents)
+    model(**batch)
+    model(**every_label(batch))
+    assert seen == [len(batch["labels"]), len(batch["input_ids"])]
 
 
 def test_the_same_batch_gives_the_same_bits(model, flat_row, documents):

@@ -10,12 +10,15 @@ from torch.utils.checkpoint import checkpoint
 
 from bigtrain.models import layers
 from bigtrain.models.attention import Documents
-from bigtrain.models.layers import Block, GatedMLP, Linear, Table, residual_std, rotary_table, rotate
+from bigtrain.models.layers import Block, Dropout, GatedMLP, Linear, Table, residual_std, rotary_table, rotate
+from bigtrain.models.lookup import Lookup
 
 FAMILIES = ("bert", "gpt", "llama")
 compiles = pytest.mark.filterwarnings(
-    # Raised and hidden inside torch's compiler at a graph break, where "error" would make it fatal.
-    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+    # Raised and hidden inside torch's compiler, at a graph break and at an autograd Function, where "error" would make
+    # them fatal.
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    "ignore:.*should not be instantiated:DeprecationWarning",
 )
 LENGTHS = [5, 5, 3]
 
@@ -45,6 +48,7 @@ def test_table_looks_up_rows_and_keeps_padding_zero(torch_seed):
     assert torch.equal(table(torch.tensor([3, 0, 3])), table.weight[[3, 0, 3]])
     table(torch.arange(10)).sum().backward()
     assert not table.weight.grad[10:].any()
+    assert torch.equal(table(torch.tensor([3, 0, 3]), Lookup()), table.weight[[3, 0, 3]])
 
 
 @pytest.mark.parametrize("module", (Linear(3, 4, bias=True, std=0.1), Table(5, 3, std=0.1, padding=2)), ids=repr)
@@ -94,8 +98,8 @@ def test_bert_norms_after_and_the_others_before(torch_seed, tiny):
 def test_rotation_keeps_lengths_and_depends_on_distance_only(torch_seed):
     q, k = torch.randn(8), torch.randn(8)
     rotary = rotary_table(torch.arange(50), 8, 100.0)
-    turned_q = rotate(q.expand(50, 1, 8), rotary)[:, 0]
-    turned_k = rotate(k.expand(50, 1, 8), rotary)[:, 0]
+    turned_q = rotate(q.expand(50, 1, 8), rotary, 1)[:, 0]
+    turned_k = rotate(k.expand(50, 1, 8), rotary, 1)[:, 0]
     torch.testing.assert_close(turned_q.norm(dim=1), q.norm().expand(50))
     products = turned_q @ turned_k.T
     torch.testing.assert_close(products.diagonal(3), products[0, 3].expand(47), rtol=1e-4, atol=1e-5)
@@ -108,7 +112,7 @@ def test_rotation_by_hand():
     torch.testing.assert_close(cos[:, 0], angles.cos())
     torch.testing.assert_close(sin[:, 0], angles.sin())
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(2, 1, 4)
-    turned = rotate(x, (cos, sin))[1, 0]
+    turned = rotate(x, (cos, sin), 1)[1, 0]
     c, s = angles[1].cos(), angles[1].sin()
     torch.testing.assert_close(
         turned, torch.cat((x[1, 0, :2] * c - x[1, 0, 2:] * s, x[1, 0, 2:] * c + x[1, 0, :2] * s))
@@ -117,19 +121,88 @@ def test_rotation_by_hand():
 
 def test_rotation_returns_the_dtype_that_came():
     rotary = rotary_table(torch.arange(3), 4, 100.0)
-    assert rotate(torch.ones(3, 2, 4, dtype=torch.bfloat16), rotary).dtype == torch.bfloat16
+    x = torch.ones(3, 2, 4, dtype=torch.bfloat16, requires_grad=True)
+    turned = rotate(x, rotary, 1)
+    turned.sum().backward()
+    assert turned.dtype == x.grad.dtype == torch.bfloat16
     assert rotary[0].dtype == torch.float32
 
 
+def test_rotation_is_computed_in_fp32(torch_seed):
+    rotary, x = rotary_table(torch.arange(50), 8, 100.0), torch.randn(50, 3, 8).bfloat16()
+    assert torch.equal(rotate(x, rotary, 2), rotate(x.float(), rotary, 2).bfloat16())
+
+
+def test_rotation_leaves_values_alone(torch_seed):
+    rotary, x = rotary_table(torch.arange(6), 8, 100.0), torch.randn(6, 5, 8)
+    turned = rotate(x, rotary, 3)
+    assert torch.equal(turned[:, 3:], x[:, 3:])
+    assert not torch.equal(turned[:, :3], x[:, :3])
+    assert torch.equal(turned[:, :3], rotate(x[:, :3], rotary, 3))
+
+
+@pytest.mark.parametrize("heads", (1, 3, 4))
+def test_rotation_has_the_right_derivatives(torch_seed, heads):
+    rotary = tuple(angles.double() for angles in rotary_table(torch.tensor([0, 1, 2, 0, 1]), 6, 100.0))
+    x = torch.randn(5, 4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rotary, heads), (x,))
+
+
+def test_rotation_keeps_its_angles_only(torch_seed):
+    kept, rotary = [], rotary_table(torch.arange(6), 8, 100.0)
+    x = torch.randn(6, 5, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        rotate(x, rotary, 3)
+    assert [tensor.data_ptr() for tensor in kept] == [angles.data_ptr() for angles in rotary]
+
+
+@pytest.mark.parametrize("probability", (0.1, 0.5, 0.9))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_dropout_zeroes_a_share_and_scales_the_rest(torch_seed, probability, dtype):
+    x = torch.ones(400, 500, dtype=dtype, requires_grad=True)
+    out = Dropout(probability)(x)
+    left = out != 0
+    spread = (probability * (1 - probability) / x.numel()) ** 0.5
+    assert abs(1 - left.double().mean().item() - probability) < 5 * spread
+    assert out.dtype == dtype
+    scale = torch.tensor(1 / (1 - probability), dtype=dtype)
+    torch.testing.assert_close(out[left], scale.expand(int(left.sum())))
+    out.sum().backward()
+    assert torch.equal(x.grad, out.detach())
+
+
+def test_dropout_keeps_a_byte_for_each_number(torch_seed):
+    kept, x = [], torch.ones(30, 40, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        out = Dropout(0.3)(x)
+    assert [(tensor.nbytes, tensor.dtype) for tensor in kept] == [(x.numel(), torch.bool)]
+    assert torch.equal(kept[0], out != 0)
+
+
+def test_dropout_gives_back_what_came_where_it_has_nothing_to_do():
+    x = torch.ones(3)
+    assert Dropout(0.0)(x) is x
+    assert Dropout(0.5).eval()(x) is x
+    assert not Dropout(1.0)(x).any()
+
+
+def test_dropout_follows_the_seed(torch_seed):
+    drop, x = Dropout(0.5), torch.ones(1000)
+    first, other = drop(x), drop(x)
+    torch.manual_seed(torch_seed)
+    assert torch.equal(drop(x), first)
+    assert not torch.equal(first, other)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bf16_autocast_stays_near(torch_seed, tiny, family):
-    block, inputs = block_and_inputs(tiny(family))
-    exact = block(*inputs)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = block(*inputs)
+def test_whole_bf16_stays_near(torch_seed, tiny, family):
+    block, (x, *where) = block_and_inputs(tiny(family))
+    exact = block(x, *where)
+    half = block.bfloat16()(x.bfloat16(), *where)
     half.float().sum().backward()
-    torch.testing.assert_close(half.float(), exact, rtol=0.05, atol=0.05)
-    assert all(parameter.grad.dtype == torch.float32 for parameter in block.parameters())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, rtol=0.05, atol=0.1)
+    assert all(parameter.grad.dtype == torch.bfloat16 for parameter in block.parameters())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -182,8 +255,11 @@ def test_a_compiled_block_serves_other_lengths(torch_seed, tiny):
         torch.testing.assert_close(compiled(x, documents), block(x, documents))
 
 
-def test_the_graph_breaks_at_attention_by_document_only(torch_seed, tiny, monkeypatch):
-    block, inputs = block_and_inputs(tiny("llama"))
-    monkeypatch.setattr(layers, "attend", lambda q, k, v, documents, *, causal, dropout: q + k.mean() + v.mean())
+@compiles
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dropout", (0.0, 0.3))
+def test_the_graph_breaks_at_attention_only(torch_seed, tiny, monkeypatch, family, dropout):
+    block, inputs = block_and_inputs(tiny(family), dropout=dropout)
+    monkeypatch.setattr(layers, "attend", lambda qkv, heads, documents, *, causal, dropout: 2 * qkv[:, : heads[0]])
     torch._dynamo.reset()
     torch.compile(block, backend="eager", fullgraph=True)(*inputs)

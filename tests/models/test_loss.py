@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bigtrain.batch import IGNORED_LABEL
 from bigtrain.models import loss as loss_module
+from bigtrain.models.lookup import Lookup
 from bigtrain.models.loss import linear_cross_entropy, score
 
 WIDTH, VOCABULARY, PADDED = 16, 100, 128
@@ -160,18 +162,98 @@ def test_no_gradient_is_computed_without_need(torch_seed):
     torch.testing.assert_close(value, plain(*tensors).detach(), rtol=1e-6, atol=1e-7)
 
 
-def test_under_autocast_products_are_bf16_and_the_rest_fp32(torch_seed):
-    tensors = inputs(64)
-    right, right_grads = gradients(plain, tensors)
-    with torch.autocast("cpu", torch.bfloat16):
-        found, found_grads = gradients(linear_cross_entropy, tensors, vocab_size=VOCABULARY, chunk_tokens=20)
+def test_bf16_hidden_states_make_bf16_products_and_the_rest_is_fp32(torch_seed):
+    hidden, weight, bias, labels = inputs(64)
+    half = hidden.detach().bfloat16().requires_grad_()
+    found, found_grads = gradients(linear_cross_entropy, (half, weight, bias, labels), vocab_size=VOCABULARY)
+    rounded = [tensor.detach().bfloat16().float().requires_grad_() for tensor in (hidden, weight)]
+    right, right_grads = gradients(plain, (*rounded, bias, labels))
     assert found.dtype == torch.float32
-    assert [grad.dtype for grad in found_grads] == [torch.float32] * 3
-    torch.testing.assert_close(found, right, rtol=2e-2, atol=2e-2)
-    torch.testing.assert_close(found_grads, right_grads, rtol=5e-2, atol=5e-3)
-    hidden, weight, bias, labels = tensors
-    rounded = plain(hidden.bfloat16().float(), weight.bfloat16().float(), bias, labels)
-    torch.testing.assert_close(found, rounded.detach(), rtol=5e-3, atol=5e-3)
+    assert [grad.dtype for grad in found_grads] == [torch.bfloat16, torch.float32, torch.float32]
+    torch.testing.assert_close(found, right, rtol=5e-3, atol=5e-3)
+    for found_grad, right_grad in zip(found_grads, right_grads, strict=True):
+        torch.testing.assert_close(found_grad.float(), right_grad, rtol=5e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize("slow", (True, False))
+def test_widened_products_give_what_the_processors_own_give(torch_seed, monkeypatch, slow):
+    hidden, weight, bias, labels = inputs(64)
+    tensors = tuple(tensor.detach().bfloat16().requires_grad_() for tensor in (hidden, weight, bias))
+    monkeypatch.setattr(loss_module, "widened", lambda tensor: slow and tensor.dtype == torch.bfloat16)
+    found, found_grads = gradients(linear_cross_entropy, (*tensors, labels), vocab_size=VOCABULARY, chunk_tokens=20)
+    right, right_grads = gradients(plain, (*(tensor.detach().float().requires_grad_() for tensor in tensors), labels))
+    total, _, count = score(*(tensor.detach() for tensor in tensors), labels, vocab_size=VOCABULARY)
+    torch.testing.assert_close(found, right, rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(total / count, right, rtol=5e-3, atol=5e-3)
+    for found_grad, right_grad in zip(found_grads, right_grads, strict=True):
+        torch.testing.assert_close(found_grad.float(), right_grad, rtol=5e-2, atol=5e-3)
+
+
+def some_ignored(labels):
+    """Return the labels with about a third that do not count, and where the others are."""
+    labels = labels.where(torch.rand(labels.shape) > 0.3, IGNORED_LABEL)
+    return labels, (labels != IGNORED_LABEL).nonzero()[:, 0]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize(("z_loss", "label_smoothing"), [(0.0, 0.0), (1e-2, 0.0), (0.0, 0.1), (1e-2, 0.2)])
+@pytest.mark.parametrize("chunk", (1, 20, 1000))
+def test_ignored_labels_are_as_labels_that_are_not_there(torch_seed, dtype, bias, z_loss, label_smoothing, chunk):
+    hidden, weight, bias, labels = inputs(48, dtype, bias)
+    labels, at = some_ignored(labels)
+    options = {"z_loss": z_loss, "label_smoothing": label_smoothing}
+
+    def gathered(hidden, weight, bias, labels):
+        return plain(hidden[at], weight, bias, labels[at], **options)
+
+    tensors = (hidden, weight, bias, labels)
+    found, found_grads = gradients(linear_cross_entropy, tensors, vocab_size=VOCABULARY, chunk_tokens=chunk, **options)
+    right, right_grads = gradients(gathered, tensors)
+    torch.testing.assert_close(found, right, **TOLERANCE[dtype])
+    torch.testing.assert_close(found_grads, right_grads, **TOLERANCE[dtype])
+    assert not found_grads[0][labels == IGNORED_LABEL].any()
+    assert not found_grads[1][VOCABULARY:].any()
+
+
+def test_where_no_label_counts_the_loss_and_its_gradients_are_zero(torch_seed):
+    hidden, weight, bias, labels = inputs(20)
+    value = linear_cross_entropy(
+        hidden, weight, bias, torch.full_like(labels, IGNORED_LABEL), vocab_size=VOCABULARY, label_smoothing=0.1
+    )
+    value.backward()
+    assert value.item() == 0.0
+    assert not any(tensor.grad.any() for tensor in (hidden, weight, bias))
+    nothing = score(hidden, weight, bias, torch.full_like(labels, IGNORED_LABEL), vocab_size=VOCABULARY)
+    assert [value.item() for value in nothing] == [0.0, 0, 0]
+
+
+@pytest.mark.parametrize("wrong", (-1, -101, PADDED))
+def test_only_one_number_below_zero_is_no_label(torch_seed, wrong):
+    hidden, weight, bias, labels = inputs(20)
+    labels[3] = wrong
+    for function in (linear_cross_entropy, score):
+        with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+            function(hidden, weight, bias, labels, vocab_size=VOCABULARY)
+
+
+def test_a_lookup_gets_the_gradient_of_the_weight(torch_seed):
+    tensors, lookup = inputs(20), Lookup()
+    right = torch.autograd.grad(linear_cross_entropy(*tensors, vocab_size=VOCABULARY), tensors[:3])
+    linear_cross_entropy(*tensors, vocab_size=VOCABULARY, lookup=lookup).backward()
+    hidden, weight, bias, _ = tensors
+    assert weight.grad is None
+    torch.testing.assert_close((hidden.grad, lookup.gradient, bias.grad), right)
+
+
+def test_a_lookup_gets_nothing_of_a_frozen_weight(torch_seed):
+    hidden, weight, bias, labels = inputs(20)
+    lookup = Lookup()
+    linear_cross_entropy(
+        hidden, weight.requires_grad_(False), bias, labels, vocab_size=VOCABULARY, lookup=lookup
+    ).backward()
+    assert lookup.gradient is None
+    assert hidden.grad.any()
 
 
 def test_bf16_inputs_get_bf16_gradients_that_were_summed_in_fp32(torch_seed):
@@ -223,6 +305,26 @@ def test_score_counts_and_sums(torch_seed, bias, chunk):
     assert correct.item() == (logits.argmax(1) == labels).sum().item() >= 16
     assert count.item() == 48
     assert not total.requires_grad
+
+
+def test_score_leaves_out_ignored_labels(torch_seed):
+    hidden, weight, bias, labels = inputs(48)
+    with torch.no_grad():
+        labels[::2] = F.linear(hidden, weight, bias)[:, :VOCABULARY].argmax(1)[::2]
+    labels, at = some_ignored(labels)
+    found = score(hidden, weight, bias, labels, vocab_size=VOCABULARY, chunk_tokens=20)
+    right = score(hidden[at], weight, bias, labels[at], vocab_size=VOCABULARY)
+    torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-6)
+    assert found[2].item() == len(at)
+
+
+def test_score_of_an_ignored_label_is_not_right_by_chance(torch_seed):
+    """Column 0, which is read for it, may be the highest."""
+    hidden, weight, _, _ = inputs(8, bias=False)
+    with torch.no_grad():
+        weight[0] = 1000 * hidden[0]
+    labels = torch.full((8,), IGNORED_LABEL)
+    assert [value.item() for value in score(hidden, weight, None, labels, vocab_size=VOCABULARY)] == [0.0, 0, 0]
 
 
 def test_score_never_picks_a_padded_column(torch_seed):

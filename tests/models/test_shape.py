@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bigtrain.config.model import resolve_model
 from bigtrain.config.schema import ModelSection
-from bigtrain.models import build_model, shape
+from bigtrain.models import attention, build_model, shape
 from bigtrain.models.attention import Documents
 
 FAMILIES = ("bert", "gpt", "llama")
@@ -30,6 +30,17 @@ def test_stored_parameters_are_those_of_the_built_model(tiny, family, changes):
     with torch.device("meta"):
         model = build_model(config)
     assert shape.stored_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_shapes_are_those_of_the_built_model_in_its_order(tiny, family, changes):
+    config = tiny(family, **changes)
+    with torch.device("meta"):
+        model = build_model(config)
+    built = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+    assert list(shape.parameter_shapes(config).items()) == built
+    assert shape.stored_tensors(config) == len(built)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,7 +94,9 @@ def test_padding_is_the_only_difference_of_stored_parameters(tiny, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_flops_of_the_blocks_are_those_that_torch_counts(tiny, family):
+def test_flops_of_the_blocks_are_those_that_torch_counts(tiny, family, monkeypatch):
+    # torch counts no products inside a fused kernel for CPUs.
+    monkeypatch.setattr(attention, "attention_path", lambda *case: "per_document")
     config = tiny(family, num_key_value_heads=4)
     model, length = build_model(config), 24
     documents = Documents.of_lengths([length])

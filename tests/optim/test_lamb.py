@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigtrain.optim import lamb
-from bigtrain.optim.lamb import Lamb
+from bigtrain.optim.cost import MASTER_WEIGHTS, PIECE_ELEMENTS, STATES
+from bigtrain.optim.kernels import nvidia_apex_present
+from bigtrain.optim.lamb import Lamb, fused_lamb
 
 SHAPES = [(5, 7), (3,), (4, 4, 2)]
 
@@ -59,20 +60,35 @@ def test_tensors_in_one_call_do_not_touch_each_other() -> None:
         assert torch.equal(one, other)
 
 
-def test_bunches_change_nothing_and_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    results = []
-    for elements in (1, 40, 10**9):
-        monkeypatch.setattr(lamb, "BUNCH_ELEMENTS", elements)
-        torch.manual_seed(3)
-        parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
-        bunches = list(lamb._bunches(parameters))
-        assert [id(p) for bunch in bunches for p in bunch] == [id(p) for p in parameters]
-        assert all(len(bunch) == 1 or sum(p.numel() for p in bunch) <= elements for bunch in bunches)
-        for parameter in parameters:
-            parameter.grad = torch.randn_like(parameter)
-        Lamb(parameters, lr=0.1).step()
-        results.append(torch.cat([p.detach().flatten() for p in parameters]))
-    assert all(torch.equal(result, results[0]) for result in results)
+@pytest.mark.parametrize("elements", [256, 2**20])
+def test_pieces_are_one_tensor_to_the_norms(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PIECE_ELEMENTS, "cpu", elements)
+    torch.manual_seed(3)
+    start, gradients = torch.randn(30, 40), [torch.randn(30, 40) for _ in range(4)]
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = Lamb([parameter], lr=0.01, weight_decay=0.01)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    expected = by_the_paper(start, gradients, 0.01, 0.01)
+    torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("weights", MASTER_WEIGHTS)
+def test_few_bits_stay_close(state: str, weights: str) -> None:
+    torch.manual_seed(4)
+    start = torch.randn(64, 80).bfloat16()
+    mean = torch.randn(64, 80)
+    gradients = [(mean + torch.randn(64, 80)).bfloat16() for _ in range(30)]
+    parameter = torch.nn.Parameter(start.to(torch.float32 if weights == "fp32" else torch.bfloat16, copy=True))
+    optimizer = Lamb([parameter], lr=0.005, weight_decay=0.01, state=state, master_weights=weights)
+    for gradient in gradients:
+        parameter.grad = gradient.to(parameter.dtype)
+        optimizer.step()
+    expected = by_the_paper(start, gradients, 0.005, 0.01) - start.double()
+    far = (parameter.detach().double() - start.double() - expected).norm() / expected.norm()
+    assert float(far) < {"fp32": 0.06, "bf16": 0.06, "8bit": 0.08, "4bit": 0.35}[state]
 
 
 def test_a_zero_tensor_still_moves() -> None:
@@ -105,15 +121,19 @@ def test_the_closure_is_evaluated_with_gradients() -> None:
 
 
 @pytest.mark.gpu
-def test_equals_apex_where_apex_is() -> None:
-    optimizers = pytest.importorskip("apex.optimizers")
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_equals_apex_where_apex_is(decay: float) -> None:
+    if not nvidia_apex_present():
+        pytest.skip("NVIDIA's apex is not installed")
     torch.manual_seed(2)
     start = torch.randn(64, 32, device="cuda")
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    pair = Lamb([ours], lr=0.01), optimizers.FusedLAMB([theirs], lr=0.01, max_grad_norm=1e9)
+    groups = [{"params": [theirs], "weight_decay": decay}]
+    pair = Lamb([ours], lr=0.01, weight_decay=decay), fused_lamb(groups, lr=0.01, betas=(0.9, 0.999), eps=1e-6)
     for _ in range(10):
-        gradient = torch.randn_like(start)
+        gradient = 10 * torch.randn_like(start)
         for parameter, optimizer in zip((ours, theirs), pair, strict=True):
             parameter.grad = gradient.clone()
             optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert pair[1].state[theirs]["step"] == 10

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from bigtrain import processor
 from bigtrain.planner import hardware
 
 
@@ -51,13 +53,22 @@ def test_no_driver_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hardware.cuda_devices() is None
 
 
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Forget what the processor can do, before and after."""
+    processor.has_slow_bf16.cache_clear()
+    yield
+    processor.has_slow_bf16.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("flags", "slow"),
     [("fpu avx2 avx512f", True), ("fpu avx512f avx512_bf16", False), ("fpu amx_bf16", False), ("", False)],
 )
 def test_bf16_is_slow_where_the_processor_lists_no_instructions_for_it(
-    monkeypatch: pytest.MonkeyPatch, flags: str, slow: bool
+    monkeypatch: pytest.MonkeyPatch, fresh: None, flags: str, slow: bool
 ) -> None:
-    monkeypatch.setattr(hardware, "_cpu_field", lambda name: flags if name == "flags" else "")
+    monkeypatch.setattr(processor, "processor_field", lambda name: flags if name == "flags" else "")
+    monkeypatch.setattr(hardware, "processor_field", lambda name: "")
     assert hardware.cpu().slow_bf16 is slow
     assert hardware.cpu().name == "CPU"

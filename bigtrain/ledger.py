@@ -1,0 +1,257 @@
+"""A forward and backward pass on tensors that have a size and nothing else: what a step holds, to the byte, no torch.
+
+A `Storage` counts as long as something refers to it, as a tensor's memory does. Operations leave nodes on the ledger;
+the backward pass runs them from the last to the first, which is the order of torch's autograd engine: by sequence
+number, highest first. A node keeps what it was told to keep until it has run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Storage:
+    """Bytes of a tensor, held from here until nothing refers to this object."""
+
+    __slots__ = ("_ledger", "cause", "size")
+
+    def __init__(self, ledger: Ledger, size: int, cause: str) -> None:
+        self.size, self.cause, self._ledger = size, cause, ledger
+        ledger.count(size, cause)
+
+    def __del__(self) -> None:
+        self._ledger.count(-self.size, self.cause)
+
+
+@dataclass
+class Gradients:
+    """What a node's backward makes: gradients of its inputs, None where there is none, and of parameters by name."""
+
+    inputs: list[Storage | None]
+    parameters: list[tuple[str, Storage]] = field(default_factory=list)
+
+
+Backward: TypeAlias = "Callable[[Storage, list[Storage]], Gradients]"
+"""From the gradient of a node's output, and what it kept, to gradients."""
+
+GradientReady: TypeAlias = "Callable[[str, Storage], None]"
+"""What happens to the gradient of a parameter: called once the node that made it has let go of everything else."""
+
+
+@dataclass(eq=False)
+class Node:
+    """An operation to be differentiated."""
+
+    parents: list[Node | None]
+    backward: Backward
+    kept: Kept
+
+
+@dataclass
+class Value:
+    """A tensor of a forward pass: its storage, and the operation that made it (None: no gradient goes there)."""
+
+    storage: Storage
+    node: Node | None
+
+    @property
+    def size(self) -> int:
+        return self.storage.size
+
+
+class Kept:
+    """What a node keeps; in a recomputed region nothing, until the first of its nodes asks."""
+
+    def __init__(self, storages: list[Storage], region: Region | None = None, places: range = range(0)) -> None:
+        self._storages, self._region, self._places = storages, region, places
+
+    def take(self) -> list[Storage]:
+        """Return the tensors and let go of them, after running the region's forward again if that is not done yet."""
+        storages, self._storages = self._storages, []
+        region, self._region = self._region, None
+        return storages if region is None else region.take(self._places)
+
+
+class Ledger:
+    """Bytes held now, their peak, and what held them then, by cause; every change of one step if `recording`."""
+
+    def __init__(self, *, recording: bool = False) -> None:
+        self.held: Counter[str] = Counter()
+        self.now = self.peak = 0
+        self.at_peak: dict[str, int] = {}
+        self.events: list[int] | None = [] if recording else None
+        self.nodes: list[Node] = []
+        self._region: Region | None = None
+
+    def count(self, size: int, cause: str) -> None:
+        """Add bytes, or take them away."""
+        self.held[cause] += size
+        self.now += size
+        if self.events is not None:
+            self.events.append(self.now)
+        if self.now > self.peak:
+            self.peak, self.at_peak = self.now, dict(self.held)
+
+    def hold(self, size: int, cause: str = "activations") -> Storage:
+        """Return new storage."""
+        return Storage(self, size, cause)
+
+    def passing(self, *sizes: int, cause: str = "temporaries") -> None:
+        """Hold these together and let go of them at once: what an operation needs while it runs."""
+        _ = [Storage(self, size, cause) for size in sizes]
+
+    def product(self, size: int) -> Storage:
+        """Return the output of a matrix product or of attention, which selective recomputation keeps."""
+        return self.hold(size) if self._region is None else self._region.product(size)
+
+    @property
+    def products_kept(self) -> bool:
+        """Whether a region is being run again that has kept the products, so that they are not computed."""
+        return self._region is not None and self._region.replaying and self._region.keep_products
+
+    def keep(self, storages: Sequence[Storage]) -> Kept:
+        """Note what a node keeps. torch's own operations note their inputs before they run."""
+        return Kept(list(storages)) if self._region is None else self._region.keep(storages)
+
+    def made(self, storage: Storage, inputs: Sequence[Value], kept: Kept, backward: Backward) -> Value:
+        """Return the output of an operation and note how it is differentiated, and what it keeps for that."""
+        node = Node([value.node for value in inputs], backward, kept)
+        if self._region is None or not self._region.replaying:
+            self.nodes.append(node)
+        return Value(storage, node)
+
+    @contextmanager
+    def inside(self, region: Region) -> Iterator[None]:
+        """Let a region decide what operations keep."""
+        outer, self._region = self._region, region
+        try:
+            yield
+        finally:
+            self._region = outer
+
+    def backward(self, value: Value, gradient: Storage, ready: GradientReady) -> None:
+        """Run the nodes back from a value; `ready` gets each parameter's gradient when autograd would accumulate it."""
+        buffers: dict[int, Storage] = {id(value.node): gradient}
+        del gradient
+        while self.nodes:
+            node = self.nodes.pop()
+            if id(node) in buffers:
+                found = _run(node, buffers.pop(id(node)))
+                for parent in reversed(node.parents):
+                    storage = found.inputs.pop()
+                    if parent is not None and storage is not None:
+                        self._accumulate(buffers, id(parent), storage)
+                    del storage
+                while found.parameters:
+                    ready(*found.parameters.pop(0))
+
+    def _accumulate(self, buffers: dict[int, Storage], key: int, storage: Storage) -> None:
+        """Add a gradient to what has come from elsewhere: in place, if nothing else refers to that."""
+        before = buffers.get(key)
+        if before is None:
+            buffers[key] = storage
+        elif sys.getrefcount(before) > REFERENCES_OF_A_BUFFER:
+            buffers[key] = self.hold(before.size, "temporaries")
+
+
+REFERENCES_OF_A_BUFFER = 3
+"""The dict's, the local name's and that of the call itself."""
+
+
+def _run(node: Node, gradient: Storage) -> Gradients:
+    return node.backward(gradient, node.kept.take())
+
+
+class Region:
+    """A part of a forward pass that keeps its input and is run again when its gradients are wanted.
+
+    `keep_products` says whether the outputs of matrix products and attention are kept as well (selective),
+    `input_elsewhere` that the input does not wait here (offload); `state_bytes` are kept, and once more while it runs
+    again.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        forward: Callable[[Value], Value],
+        *,
+        keep_products: bool = False,
+        input_elsewhere: bool = False,
+        state_bytes: int = 0,
+    ) -> None:
+        self._ledger, self._forward, self.keep_products = ledger, forward, keep_products
+        self._input_elsewhere, self._state_bytes = input_elsewhere, state_bytes
+        self._state = ledger.hold(state_bytes)
+        self._products: deque[Storage | None] = deque()
+        self._products_wanted = 0
+        self._recomputed: dict[int, Storage] = {}
+        self._input: Value | None = None
+        self._counter = self._wanted = 0
+        self.replaying = False
+
+    def run(self, value: Value) -> Value:
+        """Run the forward, keeping the input only."""
+        if not self._input_elsewhere:
+            self._input = Value(value.storage, None)
+        self._input_size = value.size
+        with self._ledger.inside(self):
+            out = self._forward(value)
+        self._wanted = self._counter
+        self._forget(out.storage)
+        return out
+
+    def _forget(self, out: Storage) -> None:
+        """Let go of products that come after the last tensor that is wanted, and of the region's own output."""
+        for place, product in enumerate(self._products):
+            if place >= self._products_wanted or product is out:
+                self._products[place] = None
+
+    def product(self, size: int) -> Storage:
+        """Return a product's output: a kept one when the region is run again."""
+        if self.replaying and self.keep_products and (kept := self._products.popleft()) is not None:
+            return kept
+        storage = self._ledger.hold(size)
+        if self.keep_products and not self.replaying:
+            self._products.append(storage)
+        return storage
+
+    def keep(self, kept: Sequence[Storage]) -> Kept:
+        """Note what a node would keep; keep it only when run again, which ends with the last that is wanted."""
+        if not kept:
+            return Kept([])
+        first, self._counter = self._counter, self._counter + len(kept)
+        if not self.replaying:
+            self._products_wanted = len(self._products)
+        if self.replaying:
+            self._recomputed.update(enumerate(kept, first))
+            if self._counter >= self._wanted:
+                raise _AllRecomputed
+        return Kept([], self, range(first, self._counter))
+
+    def take(self, places: range) -> list[Storage]:
+        """Hand over what a node keeps."""
+        if not self.replaying:
+            self._replay()
+        return [self._recomputed.pop(index) for index in places]
+
+    def _replay(self) -> None:
+        if self._input is None:
+            self._input = Value(self._ledger.hold(self._input_size), None)
+        self.replaying, self._counter = True, 0
+        state = self._ledger.hold(self._state_bytes, "temporaries")
+        with self._ledger.inside(self), suppress(_AllRecomputed):
+            self._forward(self._input)
+        self._products.clear()
+        del state
+
+
+class _AllRecomputed(Exception):
+    pass

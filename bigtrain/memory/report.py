@@ -1,0 +1,29 @@
+"""Bytes held at the peak of a step, by cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+CAUSES = (
+    "weights",
+    "master_weights",
+    "gradients",
+    "optimizer_state",
+    "activations",
+    "logits",
+    "temporaries",
+    "communication",
+)
+"""What memory is held for. `activations` wait for the backward pass; `temporaries` live within an operation."""
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """The most bytes of tensors that are alive at once during a step of one rank, and what they are."""
+
+    by_cause: Mapping[str, int]
+
+    @property
+    def allocated_bytes_peak(self) -> int:
+        return sum(self.by_cause.values())

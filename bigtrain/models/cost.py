@@ -1,0 +1,202 @@
+"""A training step's forward and loss on a ledger, operation by operation as in `bert.py`, `gpt.py`, `layers.py`.
+
+N tokens of the flat row, M labelled positions, W width, V vocabulary, padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from bigtrain.config.model import ModelConfig
+from bigtrain.ledger import Gradients, Ledger, Storage, Value
+from bigtrain.models.operations_cost import FLOAT, LONG, Operations
+from bigtrain.models.shape import SEGMENTS, loss_chunk_tokens
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a forward pass gets: tokens of the flat row, labels, and the length of its longest document.
+
+    `gathered` says that labels are given with their positions, as where less than half of the tokens have one.
+    """
+
+    tokens: int
+    labels: int
+    longest: int
+    gathered: bool
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """A model of a shape on a ledger."""
+
+    config: ModelConfig
+    operations: Operations
+    dropout: float = 0.0
+
+    @property
+    def _ledger(self) -> Ledger:
+        return self.operations.ledger
+
+    def batch(self, batch: MicroBatch) -> list[Storage]:
+        """Hold the flat batch: ids, positions, and labels with their positions."""
+        labels = [batch.labels * LONG] * (2 if batch.gathered else 1)
+        return [self._ledger.hold(size) for size in (batch.tokens * LONG, batch.tokens * LONG, *labels)]
+
+    def loss(
+        self, batch: MicroBatch, run_block: Callable[[int, Callable[[Value], Value], Value], Value]
+    ) -> tuple[Value, Storage]:
+        """Run the forward and the loss; returns the loss and its gradient. `run_block` applies a recompute policy."""
+        tables = self._rotary(batch.tokens)
+        tied = Tied() if self.config.tie_word_embeddings else None
+        x = self._embed(batch.tokens, tied)
+        for index in range(self.config.num_hidden_layers):
+            x = run_block(index, partial(self._block, index=index, batch=batch, tables=tables), x)
+        hidden = x if self.config.family == "bert" else self._norm(x, "final_norm", batch.tokens)
+        del x
+        labelled = self.operations.gather(hidden, batch.labels, self.config.hidden_size) if batch.gathered else hidden
+        loss = self._linear_cross_entropy(self._head(labelled, batch.labels), batch.labels, tied)
+        return loss, self._ledger.hold(FLOAT, "temporaries")
+
+    def _rotary(self, n: int) -> list[Storage]:
+        if self.config.family != "llama":
+            return []
+        half = n * self.config.head_dim // 2 * FLOAT
+        angles = self._ledger.hold(half, "temporaries")
+        tables = [self._ledger.hold(half), self._ledger.hold(half)]
+        del angles
+        return tables
+
+    def _embed(self, n: int, tied: Tied | None) -> Value:
+        family, width = self.config.family, self.config.hidden_size
+        x = self._rows(n, "tokens", self.config.padded_vocab_size, tied)
+        if family in ("bert", "gpt"):
+            x = self.operations.add(x, self._rows(n, "positions", self.config.max_position_embeddings, None))
+        if family == "bert":
+            x = self.operations.layer_norm(self._add_segment(x), "embedding_norm", n, width)
+        return self.operations.dropout(x, self.dropout, n * width)
+
+    def _rows(self, n: int, name: str, rows: int, tied: Tied | None) -> Value:
+        """Look up n rows of a table; its gradient is a whole table, for a tied one the head's with rows added."""
+        numbers, width, ledger = self.operations.numbers, self.config.hidden_size, self._ledger
+        wide = ledger.hold(n * width * numbers.weight, "temporaries") if numbers.weight != numbers.activation else None
+        out = ledger.hold(n * width * numbers.activation)
+        del wide
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            wide = ledger.hold(n * width * numbers.weight) if numbers.weight != numbers.activation else None
+            table = ledger.hold(rows * width * numbers.gradient, "gradients") if tied is None else tied.take()
+            del wide
+            return Gradients([], [(f"{name}.weight", table)])
+
+        return ledger.made(out, [], ledger.keep([]), backward)
+
+    def _add_segment(self, x: Value) -> Value:
+        """Add the first row of the segments' table, whose gradient is a sum over tokens and then a whole table."""
+        size, gradient = x.size, self.operations.numbers.gradient
+        width, hold = self.config.hidden_size, self._ledger.hold
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            return Gradients([grad], [("segments.weight", hold(SEGMENTS * width * gradient, "gradients"))])
+
+        return self._ledger.made(hold(size), [x], self._ledger.keep([]), backward)
+
+    def _block(self, x: Value, index: int, batch: MicroBatch, tables: list[Storage]) -> Value:
+        name, n = f"blocks.{index}", batch.tokens
+        if self.config.family == "bert":
+            x = self._norm(self._sum(x, self._attention(x, name, batch, tables), n), f"{name}.attention_norm", n)
+            return self._norm(self._sum(x, self._mlp(x, name, n), n), f"{name}.mlp_norm", n)
+        x = self._sum(x, self._attention(self._norm(x, f"{name}.attention_norm", n), name, batch, tables), n)
+        return self._sum(x, self._mlp(self._norm(x, f"{name}.mlp_norm", n), name, n), n)
+
+    def _sum(self, x: Value, part: Value, n: int) -> Value:
+        return self.operations.add(x, self.operations.dropout(part, self.dropout, n * self.config.hidden_size))
+
+    def _norm(self, x: Value, name: str, n: int) -> Value:
+        norm = self.operations.rms_norm if self.config.family == "llama" else self.operations.layer_norm
+        return norm(x, name, n, self.config.hidden_size)
+
+    def _attention(self, x: Value, name: str, batch: MicroBatch, tables: list[Storage]) -> Value:
+        config, run, n = self.config, self.operations, batch.tokens
+        (H, K), D, bias = (config.num_attention_heads, config.num_key_value_heads), config.head_dim, bool(not tables)
+        qkv = run.linear(x, f"{name}.attention.qkv", n, config.hidden_size, (H + 2 * K) * D, bias=bias)
+        if tables:
+            qkv = run.rotate(qkv, tables, n, H + K, D)
+        out = run.attention(qkv, n, (H, K), D, batch.longest)
+        return run.linear(out, f"{name}.attention.out", n, config.hidden_size, config.hidden_size, bias=bias)
+
+    def _mlp(self, x: Value, name: str, n: int) -> Value:
+        run, width, inner = self.operations, self.config.hidden_size, self.config.intermediate_size
+        if self.config.family == "llama":
+            hidden = run.swiglu(run.linear(x, f"{name}.mlp.gate_up", n, width, 2 * inner, bias=False))
+            return run.linear(hidden, f"{name}.mlp.down", n, inner, width, bias=False)
+        hidden = run.gelu(run.linear(x, f"{name}.mlp.up", n, width, inner, bias=True))
+        return run.linear(hidden, f"{name}.mlp.down", n, inner, width, bias=True)
+
+    def _head(self, x: Value, m: int) -> Value:
+        if self.config.family != "bert":
+            return x
+        width = self.config.hidden_size
+        dense = self.operations.gelu(self.operations.linear(x, "head_dense", m, width, width, bias=True))
+        return self._norm(dense, "head_norm", m)
+
+    def _linear_cross_entropy(self, x: Value, m: int, tied: Tied | None) -> Value:
+        """Hold what the chunked loss does, and afterwards the gradients that it leaves for the backward pass."""
+        hold, config = self._ledger.hold, self.config
+        rows, width = config.padded_vocab_size, config.hidden_size
+        chunk = min(loss_chunk_tokens(rows, self.operations.device), m)
+        of_hidden, of_weight = hold(x.size, "activations"), hold(rows * width * FLOAT, "gradients")
+        of_bias = hold(rows * FLOAT, "gradients") if config.family == "bert" else None
+        self._chunks(chunk, rows, width)
+        kept = [of_hidden, of_weight] + ([of_bias] if of_bias else [])
+        bias = of_bias is not None
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            made = [self._in_gradient_dtype(kept[index]) for index in range(1, len(kept))]
+            parameters = [("decoder_bias", made[1])] if bias else []
+            if tied is None:
+                parameters.insert(0, ("decoder.weight", made[0]))
+            else:
+                tied.gradient = made[0]
+            return Gradients([kept[0]], parameters)
+
+        del of_hidden, of_weight, of_bias
+        return self._ledger.made(hold(FLOAT), [x], self._ledger.keep(kept), backward)
+
+    def _in_gradient_dtype(self, storage: Storage) -> Storage:
+        size = storage.size // FLOAT * self.operations.numbers.gradient
+        return storage if size == storage.size else self._ledger.hold(size, "gradients")
+
+    def _chunks(self, chunk: int, rows: int, width: int) -> None:
+        """Hold the room for a chunk's logits, a copy of the weight where products need one, and a chunk's products."""
+        numbers, hold = self.operations.numbers, self._ledger.hold
+        rounding = numbers.weight > numbers.activation
+        rounded = hold(rows * width * numbers.activation, "temporaries") if rounding else None
+        copy = hold(rows * width * FLOAT, "temporaries") if numbers.widened else rounded
+        del rounded
+        product = FLOAT if numbers.widened else numbers.activation
+        logits = hold(chunk * rows * FLOAT, "logits")
+        held = [hold(chunk * width * product, "temporaries")] if product != numbers.activation else []
+        if product != FLOAT:
+            self._ledger.passing(chunk * rows * product)
+            held.append(hold(chunk * rows * product, "logits"))
+        of_hidden = hold(chunk * width * product, "temporaries")
+        del of_hidden
+        if product != FLOAT:
+            self._ledger.passing(rows * width * product)
+        del held, logits, copy
+
+
+@dataclass
+class Tied:
+    """The head's gradient on its way to the lookup in the same matrix."""
+
+    gradient: Storage | None = None
+
+    def take(self) -> Storage:
+        """Hand the gradient over."""
+        gradient, self.gradient = self.gradient, None
+        assert gradient is not None
+        return gradient

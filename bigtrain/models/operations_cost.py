@@ -1,0 +1,270 @@
+"""What each operation of the models holds, forward and backward, on a ledger. No torch.
+
+The order of allocations is that of the operations in `layers.py`, `attention.py`, `pointwise.py`, `lookup.py`,
+`loss.py` and `amp/`: the price test holds every one of them against a profile of a real step.
+N tokens, W width, I width inside the MLP, H query heads, K key and value heads, D numbers per head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bigtrain.ledger import Gradients, Ledger, Storage, Value
+
+FLOAT, LONG = 4, 8
+"""Bytes of a number in fp32, and of an index."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Bytes of a number: of activations, of weights as they are kept, of their gradients.
+
+    `widened` says that products of low-precision operands run in fp32, as on processors without instructions for them.
+    """
+
+    activation: int = FLOAT
+    weight: int = FLOAT
+    gradient: int = FLOAT
+    widened: bool = False
+
+    @property
+    def low(self) -> bool:
+        """Whether activations are narrower than fp32, so that products run through the low-precision linear layer."""
+        return self.activation < FLOAT
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations on a ledger, for one choice of numbers and one kind of device, a CPU with so many threads."""
+
+    ledger: Ledger
+    numbers: Numbers
+    device: str = "cpu"
+    threads: int = 1
+
+    def linear(self, x: Value, name: str, n: int, i: int, o: int, *, bias: bool) -> Value:
+        """Multiply (n, i) by a weight (o, i)."""
+        numbers, product = self.numbers, self._low_product if self.numbers.low else self._product
+        kept = None if numbers.low else self.ledger.keep([x.storage])
+        out = product(n, i, o, kept=True)
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            dx = product(n, o, i)
+            dw = self._weight_gradient(n, i, o)
+            parameters = [(f"{name}.weight", dw)]
+            if bias:
+                if numbers.widened and numbers.gradient == FLOAT:
+                    self.ledger.passing(n * o * FLOAT)
+                parameters.insert(0, (f"{name}.bias", self.ledger.hold(o * numbers.gradient, "gradients")))
+            return Gradients([dx], parameters)
+
+        return self.ledger.made(out, [x], kept or self.ledger.keep([x.storage]), backward)
+
+    def _product(self, n: int, i: int, o: int, *, kept: bool = False) -> Storage:
+        size = n * o * self.numbers.activation
+        return self.ledger.product(size) if kept else self.ledger.hold(size, "temporaries")
+
+    def _low_product(self, n: int, i: int, o: int, *, kept: bool = False) -> Storage:
+        """Multiply by a weight that is rounded first, and with widened operands."""
+        numbers, hold = self.numbers, self.ledger.hold
+        operands = [hold(n * i * FLOAT, "temporaries")] if numbers.widened else []
+        rounded = hold(i * o * numbers.activation, "temporaries") if numbers.weight != numbers.activation else None
+        if not numbers.widened:
+            return self._product(n, i, o, kept=kept)
+        operands.append(hold(i * o * FLOAT, "temporaries"))
+        del rounded
+        wide = hold(n * o * FLOAT, "temporaries")
+        del operands
+        out = self.ledger.product(n * o * numbers.activation) if kept else hold(n * o * numbers.activation)
+        del wide
+        return out
+
+    def _weight_gradient(self, n: int, i: int, o: int) -> Storage:
+        numbers, hold = self.numbers, self.ledger.hold
+        if not numbers.low:
+            return hold(i * o * numbers.gradient, "gradients")
+        if numbers.widened:
+            operands = [hold(n * o * FLOAT, "temporaries"), hold(n * i * FLOAT, "temporaries")]
+            wide = hold(i * o * FLOAT, "gradients")
+            del operands
+        else:
+            wide = hold(i * o * (FLOAT if self.device == "cuda" else numbers.activation), "gradients")
+        return wide if wide.size == i * o * numbers.gradient else hold(i * o * numbers.gradient, "gradients")
+
+    def layer_norm(self, x: Value, name: str, n: int, w: int) -> Value:
+        """Normalize; keeps the input and two fp32 numbers a token."""
+        return self._norm(x, name, n, w, statistics=2, parameters=("weight", "bias"))
+
+    def rms_norm(self, x: Value, name: str, n: int, w: int) -> Value:
+        """Normalize; keeps the input and an fp32 number a token. On the CPU our own operations pass through fp32."""
+        return self._norm(x, name, n, w, statistics=1, parameters=("weight",))
+
+    def _norm(self, x: Value, name: str, n: int, w: int, *, statistics: int, parameters: Sequence[str]) -> Value:
+        numbers, composed = self.numbers, statistics == 1 and self.device == "cpu"
+        if composed:
+            self._rms_norm_statistics(n, w)
+        kept = [x.storage] + [self.ledger.hold(n * FLOAT) for _ in range(statistics)]
+        wide = self.ledger.hold(n * w * FLOAT) if composed and numbers.low else None
+        out = self.ledger.hold(n * w * numbers.activation)
+        del wide
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            dx = self._rms_norm_backward(n, w) if composed else self.ledger.hold(x_size, "temporaries")
+            made = [(f"{name}.{p}", self.ledger.hold(w * numbers.gradient, "gradients")) for p in parameters]
+            return Gradients([dx], made)
+
+        x_size = n * w * numbers.activation
+        return self.ledger.made(out, [x], self.ledger.keep(kept), backward)
+
+    def _rms_norm_statistics(self, n: int, w: int) -> None:
+        wide = [n * w * FLOAT] * (2 if self.numbers.low else 1)
+        self.ledger.passing(*wide)
+
+    def _rms_norm_backward(self, n: int, w: int) -> Storage:
+        """Three fp32 tensors of the input's size; the first becomes the gradient."""
+        hold = self.ledger.hold
+        scaled, slope = hold(n * w * FLOAT, "temporaries"), hold(n * w * FLOAT, "temporaries")
+        third = hold(n * w * FLOAT, "temporaries")
+        del third, slope
+        return hold(n * w * self.numbers.activation, "temporaries") if self.numbers.low else scaled
+
+    def dropout(self, x: Value, p: float, elements: int) -> Value:
+        """Zero a share; keeps a byte a number."""
+        if not p:
+            return x
+        size = elements * self.numbers.activation
+        mask = self.ledger.hold(elements)
+        as_number = self.ledger.hold(size, "temporaries") if self.device == "cpu" else None
+        out = self.ledger.hold(size)
+        del as_number
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            if self.device != "cpu":
+                return Gradients([self.ledger.hold(size, "temporaries")])
+            as_number = self.ledger.hold(size, "temporaries")
+            masked = self.ledger.hold(size, "temporaries")
+            del as_number
+            dx = self.ledger.hold(size, "temporaries")
+            del masked
+            return Gradients([dx])
+
+        return self.ledger.made(out, [x], self.ledger.keep([mask]), backward)
+
+    def gelu(self, x: Value) -> Value:
+        """Apply GELU; keeps the input."""
+        size = x.size
+        return self.ledger.made(
+            self.ledger.hold(size),
+            [x],
+            self.ledger.keep([x.storage]),
+            lambda grad, kept: Gradients([self.ledger.hold(size, "temporaries")]),
+        )
+
+    def swiglu(self, x: Value) -> Value:
+        """Gate one half by the other; keeps the input."""
+        size = x.size
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            dx = self.ledger.hold(size, "temporaries")
+            self.ledger.passing(size // 2, size // 2)
+            return Gradients([dx])
+
+        return self.ledger.made(self.ledger.hold(size // 2), [x], self.ledger.keep([x.storage]), backward)
+
+    def add(self, x: Value, y: Value) -> Value:
+        """Add two tensors of the same size; their gradients are one and the same."""
+        out = self.ledger.hold(x.size)
+        return self.ledger.made(out, [x, y], self.ledger.keep([]), lambda grad, kept: Gradients([grad, grad]))
+
+    def rotate(self, x: Value, tables: Sequence[Storage], n: int, heads: int, head_dim: int) -> Value:
+        """Turn the first heads; keeps the angles only, which all blocks share."""
+        size, half = x.size, n * heads * head_dim // 2 * FLOAT
+
+        def turned(cause: str) -> Storage:
+            out = self.ledger.hold(size, cause)
+            self.ledger.passing(half, half)
+            return out
+
+        return self.ledger.made(
+            turned("activations"),
+            [x],
+            self.ledger.keep(tables),
+            lambda grad, kept: Gradients([turned("temporaries")]),
+        )
+
+    def attention(self, x: Value, n: int, heads: tuple[int, int], head_dim: int, longest: int) -> Value:
+        """Attend document by document, the longest with so many tokens; keeps the input, the output, a sum a head."""
+        H, D, a = heads[0], head_dim, self.numbers.activation
+        lengths = _documents(n, longest)
+        if self.device == "cpu":
+            out = self.ledger.hold(n * H * D * a)
+            sums = [self._attend_document(length, heads, D) for length in lengths]
+        else:
+            out, sums = self.ledger.product(n * H * D * a), [self.ledger.hold(n * H * FLOAT)]
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            if self.device != "cpu":
+                parts = [self.ledger.hold(n * X * D * a, "temporaries") for X in (H, heads[1], heads[1])]
+                dx = self.ledger.hold(x_size, "temporaries")
+                del parts
+                return Gradients([dx])
+            dx = self.ledger.hold(x_size, "temporaries")
+            for length in lengths:
+                self._differentiate_document(length, heads, D)
+            return Gradients([dx])
+
+        x_size = x.size
+        return self.ledger.made(out, [x], self.ledger.keep([x.storage, out, *sums]), backward)
+
+    def _attend_document(self, length: int, heads: tuple[int, int], head_dim: int) -> Storage:
+        H, D = heads[0], head_dim
+        inputs = self._document_inputs(length, heads, D)
+        number = FLOAT if self.numbers.widened else self.numbers.activation
+        out = self.ledger.product(length * H * D * number)
+        sums = self.ledger.product(length * H * FLOAT)
+        queries, scores = _flash_split(length)
+        if not self.ledger.products_kept:
+            self.ledger.passing(self.threads * (scores + queries * (2 + D)) * FLOAT)
+        del inputs, out
+        return sums
+
+    def _document_inputs(self, length: int, heads: tuple[int, int], head_dim: int) -> list[Storage]:
+        """Return widened copies of a document's queries, keys and values, where products need them."""
+        (H, K), hold = heads, self.ledger.hold
+        return [hold(length * X * head_dim * FLOAT, "temporaries") for X in (H, K, K)] if self.numbers.widened else []
+
+    def _differentiate_document(self, length: int, heads: tuple[int, int], head_dim: int) -> None:
+        inputs = self._document_inputs(length, heads, head_dim)
+        number = FLOAT if self.numbers.widened else self.numbers.activation
+        size, hold = length * heads[0] * head_dim, self.ledger.hold
+        if self.numbers.widened:
+            inputs += [hold(size * FLOAT, "temporaries"), hold(size * FLOAT, "temporaries")]
+        shared = length * heads[1] * head_dim
+        grads = [hold(numbers * number, "temporaries") for numbers in (size, shared, shared)]
+        self.ledger.passing(self.threads * 2 * _flash_split(length)[1] * FLOAT)
+        del inputs, grads
+
+    def gather(self, x: Value, m: int, w: int) -> Value:
+        """Pick m rows of x; its gradient is as large as x."""
+        size = x.size
+        return self.ledger.made(
+            self.ledger.hold(m * w * self.numbers.activation),
+            [x],
+            self.ledger.keep([]),
+            lambda grad, kept: Gradients([self.ledger.hold(size, "temporaries")]),
+        )
+
+
+def _flash_split(length: int) -> tuple[int, int]:
+    """Return how many queries torch's flash kernel for CPUs works on at once in a thread, and scores: by 512 keys.
+
+    Source: aten/src/ATen/native/cpu/FlashAttentionKernel.cpp, torch 2.13.
+    """
+    queries = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
+    return queries, queries * min(length, 512)
+
+
+def _documents(n: int, longest: int) -> list[int]:
+    """Return lengths of documents that fill n tokens: as many of the longest as there is room for, and the rest."""
+    return [longest] * (n // longest) + ([n % longest] if n % longest else [])

@@ -1,0 +1,72 @@
+"""Elementwise work that keeps only its input for the backward pass: gated unit and root-mean-square norm.
+
+N tokens of the flat row, W width, I width inside the MLP.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def swiglu(gate_up_NI2: Tensor) -> Tensor:
+    """Return silu(gate) * up (Shazeer 2020, arXiv 2002.05202) of the two halves: (N, 2I) to (N, I).
+
+    torch's own operations would also keep silu(gate), half as much again.
+    """
+    out_NI: Tensor = _SwiGLU.apply(gate_up_NI2)  # type: ignore[no-untyped-call]
+    return out_NI
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up_NI2: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up_NI2)
+        gate_NI, up_NI = gate_up_NI2.chunk(2, dim=-1)
+        return F.silu(gate_NI).mul_(up_NI)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NI: Tensor) -> Tensor:
+        (gate_up_NI2,) = ctx.saved_tensors
+        gate_NI, up_NI = gate_up_NI2.chunk(2, dim=-1)
+        out_NI2 = torch.empty_like(gate_up_NI2)
+        out_gate_NI, out_up_NI = out_NI2.chunk(2, dim=-1)
+        out_up_NI.copy_(F.silu(gate_NI).mul_(grad_NI))
+        out_gate_NI.copy_(torch.ops.aten.silu_backward(grad_NI * up_NI, gate_NI))
+        return out_NI2
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square normalization (Zhang and Sennrich 2019, arXiv 1910.07467) over the last dim.
+
+    On CUDA torch has one kernel for it; on the CPU its operations keep three tensors of the input's size, ours one.
+    """
+
+    def forward(self, x_NW: Tensor) -> Tensor:
+        """Normalize each token: (N, W) to (N, W)."""
+        if x_NW.device.type != "cpu":
+            return super().forward(x_NW)
+        out_NW: Tensor = _RMSNorm.apply(x_NW, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return out_NW
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NW: Tensor, weight_W: Tensor, eps: float) -> Tensor:
+        wide = torch.promote_types(x_NW.dtype, torch.float32)
+        inverse_N1 = x_NW.to(wide).square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x_NW, weight_W, inverse_N1)
+        return (x_NW * inverse_N1).mul_(weight_W).to(x_NW.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NW: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_NW, weight_W, inverse_N1 = ctx.saved_tensors
+        scaled_NW = x_NW * inverse_N1
+        slope_NW = grad_NW * scaled_NW
+        grad_weight_W = slope_NW.sum(0).to(weight_W.dtype)
+        mean_N1 = slope_NW.mul_(weight_W).mean(-1, keepdim=True)
+        out_NW = scaled_NW.mul_(mean_N1).sub_(grad_NW * weight_W).mul_(-inverse_N1)
+        return out_NW.to(x_NW.dtype), grad_weight_W, None

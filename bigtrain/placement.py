@@ -1,0 +1,75 @@
+"""A model onto its device, built there and initialised if it was on the meta device; which of its modules repeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bigtrain.errors import InputError
+
+
+def place(model: nn.Module, device: torch.device, *, seed: int) -> None:
+    """Move a model to a device; parameters on the meta device are created there and initialised from the seed.
+
+    Modules are initialised by their `reset_parameters`, or by the `_init_weights` of a transformers model.
+    Raises InputError naming the first module that has parameters or buffers and neither.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if not any(tensor.is_meta for tensor in tensors):
+        model.to(device)
+        return
+    if not all(tensor.is_meta for tensor in tensors):
+        raise InputError("the model is partly on the meta device; build all of it there, or all on a real device")
+    tied = _tied_parameters(model)
+    model.to_empty(device=device)
+    for first, *others in tied:
+        for name in others:
+            _set_parameter(model, name, model.get_parameter(first))
+    torch.manual_seed(seed)
+    for name, module in model.named_modules():
+        _initialise(model, name, module)
+
+
+def _initialise(model: nn.Module, name: str, module: nn.Module) -> None:
+    of_transformers: Any = getattr(model, "_init_weights", None)
+    its_own: Any = getattr(module, "reset_parameters", None)
+    if callable(of_transformers):
+        of_transformers(module)
+    elif callable(its_own):
+        its_own()
+    elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+        raise InputError(
+            f"{name or 'the model'}: {type(module).__name__} is on the meta device and has no reset_parameters(); "
+            "add one, or build the model on a real device"
+        )
+
+
+def _tied_parameters(model: nn.Module) -> list[list[str]]:
+    """Return the names of each parameter that stands in several places."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, parameter)
+
+
+def find_blocks(model: nn.Module, blocks: type[nn.Module] | None = None) -> list[nn.Module]:
+    """Return a model's repeated blocks: all modules of the class, or the members of its longest ModuleList.
+
+    Raises InputError if there are none.
+    """
+    if blocks is not None:
+        found = [module for module in model.modules() if isinstance(module, blocks)]
+    else:
+        lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+        found = max(lists, key=len, default=[])
+    if not found:
+        wanted = f"module of class {blocks.__name__}" if blocks else "ModuleList of blocks"
+        raise InputError(f"{type(model).__name__}: has no {wanted}; name the class in prepare(..., blocks=...)")
+    return found

@@ -1,0 +1,118 @@
+"""Which memory mechanisms a recipe asks for, whether they go together and with the device, and what `auto` means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bigtrain.amp import rules
+from bigtrain.config.keys import listed
+from bigtrain.config.schema import AmpSection, Recipe, RecomputeSection
+from bigtrain.config.shape_checks import fault
+from bigtrain.errors import Fault
+from bigtrain.optim.cost import supported_states
+from bigtrain.planner.hardware import Hardware
+
+
+def mechanism_faults(recipe: Recipe, hardware: Hardware, accumulation_steps: int) -> list[Fault]:
+    """Return a fault for each mechanism that the device does not have, or that would not be exact."""
+    checks = (_precision, _master_weights, _state, _offload, _compiled)
+    found = [found for check in checks for found in check(recipe, hardware)]
+    return [*found, *_release(recipe, accumulation_steps)]
+
+
+def resolved_mechanisms(recipe: Recipe, accumulation_steps: int) -> dict[str, dict[str, Any]]:
+    """Return, by section, what stands in place of each `auto`."""
+    free = not list(release_obstacles(recipe, accumulation_steps))
+    return {
+        "optimizer": instead_of_auto(recipe.optimizer, state="fp32", gradient_release=free),
+        "amp": instead_of_auto(recipe.amp, master_weights="fp32"),
+        "recompute": instead_of_auto(recipe.recompute, policy="none"),
+    }
+
+
+def without_mechanisms(recipe: Recipe) -> Recipe:
+    """Return a recipe in plain fp32, for whoever wants a run's model and not its training."""
+    optimizer = recipe.optimizer.model_copy(update={"gradient_release": False})
+    plain = {"optimizer": optimizer, "amp": AmpSection(), "recompute": RecomputeSection(policy="none")}
+    return recipe.model_copy(update=plain)
+
+
+def release_obstacles(recipe: Recipe, accumulation_steps: int) -> Iterator[tuple[str, str]]:
+    """Yield the keys that gradient release cannot go with, each with the reason and what to do."""
+    if recipe.train.max_grad_norm is not None:
+        reason = "clips by the norm of all gradients, which is not known before the first update"
+        yield "train.max_grad_norm", f"{recipe.train.max_grad_norm:g} {reason}; use train.max_grad_norm=null"
+    if accumulation_steps > 1:
+        rows = f"{accumulation_steps} micro-batches a step add their gradients before the update"
+        one = _one_micro_batch(recipe, accumulation_steps)
+        yield "train.micro_batch_size", f"{rows}; use train.micro_batch_size={one}"
+    if recipe.amp.precision == "fp16":
+        reason = "finds an overflow only when the gradients are complete, and then leaves the whole step out"
+        yield "amp.precision", f"fp16 {reason}; use bf16"
+
+
+def warnings(recipe: Recipe, hardware: Hardware, initializer_range: float) -> Iterator[str]:
+    """Yield what is allowed and probably not wanted, each with what to do instead."""
+    if recipe.amp.precision == "bf16" and hardware.slow_bf16:
+        yield (
+            f"{hardware.name} has no bf16 instructions: products run in fp32 from rounded weights, which saves memory; "
+            "amp.precision=fp32 is faster here"
+        )
+    rate, kept = recipe.optimizer.learning_rate, recipe.amp.master_weights
+    if warning := rules.slow_rate_warning(rate, initializer_range, kept):
+        yield warning
+
+
+def _precision(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
+    if text := rules.device_fault(recipe.amp.precision, hardware.kind, hardware.capability):
+        yield fault(recipe, "amp.precision", text, "train.device")
+
+
+def _master_weights(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
+    if recipe.amp.master_weights == "auto":
+        return
+    if text := rules.master_weights_fault(recipe.amp.precision, recipe.amp.master_weights):
+        yield fault(recipe, "amp.master_weights", text, "amp.precision")
+
+
+def _state(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
+    name, state = recipe.optimizer.name, recipe.optimizer.state
+    states = supported_states(name)
+    if state not in ("auto", *states):
+        text = f"{state}: {name} keeps a row and a column for each matrix only; use {listed(states)}"
+        yield fault(recipe, "optimizer.state", text, "optimizer.name")
+
+
+def _offload(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
+    if "offload" in _policies(recipe) and hardware.kind == "cpu":
+        text = "offload on the CPU: the host memory is the device memory there; use full"
+        yield fault(recipe, "recompute.policy", text, "train.device")
+
+
+def _compiled(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
+    if recipe.train.compile is True and hardware.kind == "cpu" and "selective" in _policies(recipe):
+        text = "selective with train.compile on the CPU: compiled code there does not show which products it holds"
+        yield fault(recipe, "recompute.policy", f"{text}; use full, or train.compile=false", "train.compile")
+
+
+def _release(recipe: Recipe, accumulation_steps: int) -> Iterator[Fault]:
+    if recipe.optimizer.gradient_release is True:
+        for key, reason in release_obstacles(recipe, accumulation_steps):
+            text = f"{key}: {reason}, or optimizer.gradient_release=false"
+            yield fault(recipe, "optimizer.gradient_release", text, key)
+
+
+def _policies(recipe: Recipe) -> list[str]:
+    policy = recipe.recompute.policy
+    return [*policy] if isinstance(policy, list) else [policy]
+
+
+def _one_micro_batch(recipe: Recipe, accumulation_steps: int) -> int:
+    micro = recipe.train.micro_batch_size
+    return accumulation_steps * micro if isinstance(micro, int) else recipe.train.global_batch_size
+
+
+def instead_of_auto(section: Any, **values: Any) -> dict[str, Any]:
+    """Return those of the values whose key says `auto` in a section."""
+    return {key: value for key, value in values.items() if getattr(section, key) == "auto"}

@@ -27,8 +27,8 @@ class StepResult:
     """What one optimizer step did.
 
     `loss` (fp64) is the mean over the labelled tokens of the global batch, `grad_norm` (fp32) the global norm before
-    clipping, `loss_scale` what the loss was multiplied by: 0-dim tensors on the model's device. `skipped` says that loss
-    or gradient was not finite and nothing was changed; reading it waits until a GPU has taken the step.
+    clipping, `loss_scale` what the loss was multiplied by: 0-dim tensors on the model's device. `skipped` says that
+    loss or gradient was not finite and nothing was changed; reading it waits until a GPU has taken the step.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from bigtrain.errors import BigtrainError, Fault, RecipeError
 from bigtrain.planner.plan import Plan
 
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
-"""glibc's name (mallopt(3)) for the size from which memory is mapped of its own; set, it no longer grows by itself."""
+"""glibc's name (mallopt(3)) for the size from which memory is mapped alone; once set, it no longer grows by itself."""
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -65,7 +65,7 @@ def worker_environment(kind: str) -> dict[str, str]:
     """Return the environment of a training process.
 
     On the CPU, tensors of a mebibyte or more are mapped and unmapped one by one: in glibc's heap those of different
-    lifetimes leave holes between them, for BERT-Large 0.5 GiB of the resident memory. A value that the user has set stays.
+    lifetimes leave holes between them, for BERT-Large 0.5 GiB of the resident memory. A value of the user's own stays.
     """
     settings = {MMAP_THRESHOLD: str(2**20)} if kind == "cpu" else {}
     return {**settings, **child_environment()}

@@ -122,11 +122,11 @@ class Operations:
         self.ledger.passing(*wide)
 
     def _rms_norm_backward(self, n: int, w: int) -> Storage:
-        """Three fp32 tensors of the input's size; the first becomes the gradient."""
+        """Hold three fp32 tensors of the input's size, for low inputs a fourth; the first becomes the result."""
         hold = self.ledger.hold
         scaled, slope = hold(n * w * FLOAT, "temporaries"), hold(n * w * FLOAT, "temporaries")
-        third = hold(n * w * FLOAT, "temporaries")
-        del third, slope
+        self.ledger.passing(*[n * w * FLOAT] * (2 if self.numbers.low else 1))
+        del slope
         return hold(n * w * self.numbers.activation, "temporaries") if self.numbers.low else scaled
 
     def dropout(self, x: Value, p: float, elements: int) -> Value:

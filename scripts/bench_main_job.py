@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from provenance import provenance
 
 BERT_LARGE = [
     "launch", "recipes/bert_large.yaml", "data.source=embedded", "train.steps=3", "train.global_batch_size=8",
@@ -48,7 +48,7 @@ def main() -> None:
     """Run one of the measurements and print its result."""
     options = _options()
     measured = {"startup": startup, "quickstart": quickstart, "memory": memory}[options.what](options)
-    text = json.dumps({"command": " ".join(sys.argv), **_versions(), **measured}, indent=1)
+    text = json.dumps({**provenance(), **measured}, indent=1)
     if options.output:
         options.output.write_text(text + "\n", encoding="utf-8")
     print(text)
@@ -148,12 +148,6 @@ def _resident(process: int) -> int:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
-
-
-def _versions() -> dict[str, Any]:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
-    return {"commit": git.stdout.strip(), "python": platform.python_version(), "versions": versions}
 
 
 def _options() -> argparse.Namespace:

@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from provenance import provenance
 
 WARM_UP_STEPS = 3
 
@@ -38,7 +38,7 @@ def main() -> None:
         print(
             {arm: f"{result['tokens_per_second']:.0f} tokens/s" for arm, result in rounds[-1].items()}, file=sys.stderr
         )
-    result = {"command": " ".join(sys.argv), **_versions(), **summarize(rounds, arms)}
+    result = {**provenance(), **summarize(rounds, arms)}
     text = json.dumps(result, indent=1)
     if options.output:
         options.output.write_text(text + "\n", encoding="utf-8")
@@ -173,16 +173,6 @@ def _in_process(arm: str, options: argparse.Namespace) -> Any:
     if ran.returncode or not lines:
         raise SystemExit(f"{arm}: exit {ran.returncode}\n{ran.stderr[-3000:]}")
     return json.loads(lines[-1].removeprefix("RESULT "))
-
-
-def _versions() -> dict[str, Any]:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    names = ("torch", "transformers", "tokenizers", "numpy")
-    return {
-        "commit": git.stdout.strip(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in names},
-    }
 
 
 def _options() -> argparse.Namespace:

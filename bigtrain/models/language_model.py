@@ -30,6 +30,8 @@ class LanguageModel(nn.Module, ABC):
     tokens: Table
     decoder: Table | None
     """The head's matrix where the token embedding does not serve as such."""
+    loss_chunk_tokens: int | None = None
+    """Positions whose logits exist at a time; None is what suits the device."""
 
     def __init__(self, config: ModelConfig, *, z_loss: float, label_smoothing: float) -> None:
         super().__init__()
@@ -94,6 +96,7 @@ class LanguageModel(nn.Module, ABC):
             *self.decoder_weights(),
             labels,
             lookup=lookup,
+            chunk_tokens=self.loss_chunk_tokens,
             vocab_size=self.config.vocab_size,
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
@@ -131,7 +134,8 @@ class LanguageModel(nn.Module, ABC):
         """
         hidden_NW = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen)
         hidden_MW = self.head(_at(hidden_NW, label_positions))
-        return score(hidden_MW, *self.decoder_weights(), labels, vocab_size=self.config.vocab_size)
+        vocab_size, chunk = self.config.vocab_size, self.loss_chunk_tokens
+        return score(hidden_MW, *self.decoder_weights(), labels, vocab_size=vocab_size, chunk_tokens=chunk)
 
 
 def _at(hidden_NW: Tensor, positions: Tensor | None) -> Tensor:

@@ -11,6 +11,9 @@ LOSS_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}
 """Most bytes of one chunk of fp32 logits. A GPU needs the larger one: each chunk reads and writes the whole gradient
 of the vocabulary's matrix, which takes longer than the products of a short chunk."""
 
+LOSS_CHUNK_SHARE = 64
+"""A chunk of logits takes at most one part in so many of the memory budget."""
+
 LEAST_LOSS_CHUNK = 64
 """Fewest positions in a chunk of logits, however large the vocabulary."""
 
@@ -111,9 +114,11 @@ def flops_per_token(config: ModelConfig, sequence_length: int, labelled_fraction
     return blocks + attention + round(head * labelled_fraction)
 
 
-def loss_chunk_tokens(padded_vocab_size: int, device: str = "cpu") -> int:
-    """Return how many positions' logits the loss holds at a time on a kind of device."""
+def loss_chunk_tokens(padded_vocab_size: int, device: str = "cpu", budget_bytes: int | None = None) -> int:
+    """Return how many positions' logits the loss holds at a time on a kind of device, within a memory budget."""
     limit = LOSS_CHUNK_BYTES.get(device, LOSS_CHUNK_BYTES["cuda"])
+    if budget_bytes is not None:
+        limit = min(limit, budget_bytes // LOSS_CHUNK_SHARE)
     return max(LEAST_LOSS_CHUNK, limit // (4 * padded_vocab_size))
 
 

@@ -51,6 +51,13 @@ class Plan:
         return train.steps
 
     @property
+    def loss_chunk_tokens(self) -> int:
+        """Return how many positions' logits the loss may hold at a time."""
+        budget = self.recipe.memory.budget
+        assert budget != "auto"
+        return shape.loss_chunk_tokens(self.model.padded_vocab_size, self.hardware.kind, budget)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Return what is allowed and probably not wanted, each with what to do instead."""
         return tuple(mechanisms.warnings(self.recipe, self.hardware, self.model.initializer_range))

@@ -108,13 +108,15 @@ def build_engine(plan: Plan) -> Engine:
 def build_plan_model(plan: Plan) -> nn.Module:
     """Return a plan's model, on the device that is current."""
     section = plan.recipe.train
-    return build_model(
+    model = build_model(
         plan.model,
         dropout=section.dropout,
         attention_dropout=section.attention_dropout,
         z_loss=section.z_loss,
         label_smoothing=section.label_smoothing,
     )
+    model.loss_chunk_tokens = plan.loss_chunk_tokens
+    return model
 
 
 def write_run_files(folder: Path, plan: Plan) -> None:

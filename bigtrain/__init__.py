@@ -68,7 +68,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use: planning must not need torch, and `--help` must be quick."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"bigtrain.{_HOMES[name]}"), name)
-    if name in ("amp", "data", "models", "optim"):
+    if name in ("amp", "data", "models", "optim", "recompute"):
         return importlib.import_module(f"bigtrain.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

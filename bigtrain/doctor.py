@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 from bigtrain.config.schema import DataSection
 from bigtrain.data.cache import cache_folder
+from bigtrain.optim.kernels import nvidia_apex_present
 from bigtrain.planner.hardware import cpu, cuda_devices
 from bigtrain.units import format_bytes, format_flops
 
@@ -102,9 +102,9 @@ def _libraries() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    present = all(importlib.util.find_spec(name) for name in ("amp_C", "fused_layer_norm_cuda"))
-    text = "NVIDIA's kernels are present; this version does not use them" if present else "NVIDIA's kernels are absent"
-    yield Finding("--", "apex", text)
+    fused = nvidia_apex_present() and cuda_devices() is not None
+    text = "NVIDIA apex's fused kernel for LAMB in fp32 on CUDA" if fused else "bigtrain's own kernels for LAMB"
+    yield Finding("ok", "optimizers", f"{text}; states in few bits (bf16, 8bit, 4bit) are bigtrain's own everywhere")
     attention = (
         "torch's variable-length attention" if cuda_devices() else "scaled_dot_product_attention, a document at a time"
     )

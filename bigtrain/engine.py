@@ -15,7 +15,7 @@ from bigtrain import batch as batches
 from bigtrain.amp.loss_scale import LossScale
 from bigtrain.batch import Batch
 from bigtrain.errors import DataError, InputError, NonFiniteGradient
-from bigtrain.optim.release import Release, release
+from bigtrain.optim.release import Release, gradient_norm, release
 from bigtrain.optim.schedule import learning_rate_factor, warmup_step_count
 from bigtrain.placement import find_blocks, place
 from bigtrain.planner.plan import Plan
@@ -147,8 +147,8 @@ class Engine:
         norm, finite = release.take_norm(), torch.isfinite(self._loss)
         if bool(finite & ~torch.isfinite(norm)):
             raise NonFiniteGradient(
-                f"step {self.steps_taken + 1}: a gradient was not finite, and gradient release had updated other weights "
-                "by then; go on from a checkpoint, with optimizer.gradient_release=false to skip such steps"
+                f"step {self.steps_taken + 1}: a gradient was not finite, and gradient release had updated other "
+                "weights by then; go on from a checkpoint, with optimizer.gradient_release=false to skip such steps"
             )
         return StepResult(self._loss, norm, finite, self._set_learning_rate(), self.loss_scale.value)
 
@@ -166,10 +166,13 @@ CLIPPED_RELEASE = (
 
 
 def global_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Return the 2-norm of all gradients together, fp32 (fp64 for fp64), whatever their dtypes."""
+    """Return the 2-norm of all gradients together, fp32, whatever their dtypes."""
     if not gradients:
         return torch.zeros((), device=device)
-    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    if device.type == "cuda":  # a kernel for many tensors, where one for each would keep the host busy
+        norms = torch._foreach_norm(list(gradients), 2, torch.float32)
+    else:
+        norms = tuple(gradient_norm(gradient) for gradient in gradients)
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return norm
 

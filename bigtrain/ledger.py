@@ -8,11 +8,10 @@ number, highest first. A node keeps what it was told to keep until it has run.
 from __future__ import annotations
 
 import sys
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,38 +24,20 @@ class Storage:
 
     def __init__(self, ledger: Ledger, size: int, cause: str) -> None:
         self.size, self.cause, self._ledger = size, cause, ledger
-        ledger.count(size, cause)
+        ledger.held[cause] += size
+        now = ledger.now = ledger.now + size
+        if now > ledger.peak:
+            ledger.peak, ledger.at_peak = now, None
 
     def __del__(self) -> None:
-        self._ledger.count(-self.size, self.cause)
+        ledger = self._ledger
+        if ledger.at_peak is None:
+            ledger.at_peak = dict(ledger.held)
+        ledger.held[self.cause] -= self.size
+        ledger.now -= self.size
 
 
-@dataclass
-class Gradients:
-    """What a node's backward makes: gradients of its inputs, None where there is none, and of parameters by name."""
-
-    inputs: list[Storage | None]
-    parameters: list[tuple[str, Storage]] = field(default_factory=list)
-
-
-Backward: TypeAlias = "Callable[[Storage, list[Storage]], Gradients]"
-"""From the gradient of a node's output, and what it kept, to gradients."""
-
-GradientReady: TypeAlias = "Callable[[str, Storage], None]"
-"""What happens to the gradient of a parameter: called once the node that made it has let go of everything else."""
-
-
-@dataclass(eq=False)
-class Node:
-    """An operation to be differentiated."""
-
-    parents: list[Node | None]
-    backward: Backward
-    kept: Kept
-
-
-@dataclass
-class Value:
+class Value(NamedTuple):
     """A tensor of a forward pass: its storage, and the operation that made it (None: no gradient goes there)."""
 
     storage: Storage
@@ -67,38 +48,60 @@ class Value:
         return self.storage.size
 
 
+class Gradients(NamedTuple):
+    """What a node's backward makes: gradients of its inputs, None where there is none, and of parameters by name.
+
+    Both lists are emptied on the way, so that a gradient lives no longer than autograd's would.
+    """
+
+    inputs: list[Storage | None]
+    parameters: list[tuple[str, Storage]]
+
+
+Backward: TypeAlias = "Callable[[Storage, list[Storage]], Gradients]"
+"""From the gradient of a node's output, and what it kept, to gradients."""
+
+GradientReady: TypeAlias = "Callable[[str, Storage], None]"
+"""What happens to the gradient of a parameter: called once the node that made it has let go of everything else."""
+
+
+class Node:
+    """An operation to be differentiated."""
+
+    __slots__ = ("backward", "kept", "parents")
+
+    def __init__(self, parents: list[Node | None], kept: Kept, backward: Backward) -> None:
+        self.parents, self.kept, self.backward = parents, kept, backward
+
+
 class Kept:
     """What a node keeps; in a recomputed region nothing, until the first of its nodes asks."""
+
+    __slots__ = ("_places", "_region", "_storages")
 
     def __init__(self, storages: list[Storage], region: Region | None = None, places: range = range(0)) -> None:
         self._storages, self._region, self._places = storages, region, places
 
     def take(self) -> list[Storage]:
-        """Return the tensors and let go of them, after running the region's forward again if that is not done yet."""
+        """Return the tensors, once, after running the region's forward again if that is not done yet."""
         storages, self._storages = self._storages, []
-        region, self._region = self._region, None
-        return storages if region is None else region.take(self._places)
+        return storages if self._region is None else self._region.take(self._places)
 
 
 class Ledger:
-    """Bytes held now, their peak, and what held them then, by cause; every change of one step if `recording`."""
+    """Bytes held now, their peak, and what held them then, by cause."""
 
-    def __init__(self, *, recording: bool = False) -> None:
-        self.held: Counter[str] = Counter()
+    def __init__(self) -> None:
         self.now = self.peak = 0
-        self.at_peak: dict[str, int] = {}
-        self.events: list[int] | None = [] if recording else None
+        self.held: defaultdict[str, int] = defaultdict(int)
+        self.at_peak: dict[str, int] | None = {}
+        """Written down when the peak is over; None until then."""
         self.nodes: list[Node] = []
         self._region: Region | None = None
 
-    def count(self, size: int, cause: str) -> None:
-        """Add bytes, or take them away."""
-        self.held[cause] += size
-        self.now += size
-        if self.events is not None:
-            self.events.append(self.now)
-        if self.now > self.peak:
-            self.peak, self.at_peak = self.now, dict(self.held)
+    def causes_at_peak(self) -> dict[str, int]:
+        """Return the bytes held at the peak by cause."""
+        return dict(self.held if self.at_peak is None else self.at_peak)
 
     def hold(self, size: int, cause: str = "activations") -> Storage:
         """Return new storage."""
@@ -106,15 +109,22 @@ class Ledger:
 
     def passing(self, *sizes: int, cause: str = "temporaries") -> None:
         """Hold these together and let go of them at once: what an operation needs while it runs."""
-        _ = [Storage(self, size, cause) for size in sizes]
+        total = sum(sizes)
+        if self.now + total > self.peak:
+            Storage(self, total, cause)
 
     def product(self, size: int) -> Storage:
         """Return the output of a matrix product or of attention, which selective recomputation keeps."""
-        return self.hold(size) if self._region is None else self._region.product(size)
+        return Storage(self, size, "activations") if self._region is None else self._region.product(size)
 
     @property
-    def products_kept(self) -> bool:
-        """Whether a region is being run again that has kept the products, so that they are not computed."""
+    def keeping_products(self) -> bool:
+        """Whether products are kept from a region's first run to its second."""
+        return self._region is not None and self._region.keep_products
+
+    @property
+    def taking_products(self) -> bool:
+        """Whether this is such a second run, in which products are not computed."""
         return self._region is not None and self._region.replaying and self._region.keep_products
 
     def keep(self, storages: Sequence[Storage]) -> Kept:
@@ -123,7 +133,7 @@ class Ledger:
 
     def made(self, storage: Storage, inputs: Sequence[Value], kept: Kept, backward: Backward) -> Value:
         """Return the output of an operation and note how it is differentiated, and what it keeps for that."""
-        node = Node([value.node for value in inputs], backward, kept)
+        node = Node([value.node for value in inputs], kept, backward)
         if self._region is None or not self._region.replaying:
             self.nodes.append(node)
         return Value(storage, node)
@@ -139,35 +149,45 @@ class Ledger:
 
     def backward(self, value: Value, gradient: Storage, ready: GradientReady) -> None:
         """Run the nodes back from a value; `ready` gets each parameter's gradient when autograd would accumulate it."""
-        buffers: dict[int, Storage] = {id(value.node): gradient}
-        del gradient
+        assert value.node is not None
+        buffers: dict[Node, Storage] = {value.node: gradient}
+        del value, gradient
         while self.nodes:
             node = self.nodes.pop()
-            if id(node) in buffers:
-                found = _run(node, buffers.pop(id(node)))
+            if node in buffers:
+                inputs, parameters = _run(node, buffers.pop(node))
                 for parent in reversed(node.parents):
-                    storage = found.inputs.pop()
+                    storage = inputs.pop()
                     if parent is not None and storage is not None:
-                        self._accumulate(buffers, id(parent), storage)
+                        self._accumulate(buffers, parent, storage)
                     del storage
-                while found.parameters:
-                    ready(*found.parameters.pop(0))
+                parameters.reverse()
+                while parameters:
+                    ready(*parameters.pop())
 
-    def _accumulate(self, buffers: dict[int, Storage], key: int, storage: Storage) -> None:
+    def _accumulate(self, buffers: dict[Node, Storage], node: Node, storage: Storage) -> None:
         """Add a gradient to what has come from elsewhere: in place, if nothing else refers to that."""
-        before = buffers.get(key)
-        if before is None:
-            buffers[key] = storage
-        elif sys.getrefcount(before) > REFERENCES_OF_A_BUFFER:
-            buffers[key] = self.hold(before.size, "temporaries")
+        if node not in buffers:
+            buffers[node] = storage
+        elif sys.getrefcount(buffers[node]) > REFERENCES_OF_A_BUFFER:
+            buffers[node] = self.hold(storage.size, "temporaries")
 
 
-REFERENCES_OF_A_BUFFER = 3
-"""The dict's, the local name's and that of the call itself."""
+def _references_of_a_buffer() -> int:
+    buffers = {0: object()}
+    return sys.getrefcount(buffers[0])
+
+
+REFERENCES_OF_A_BUFFER = _references_of_a_buffer()
+"""What Python counts for an object that only a dictionary refers to, asked in this way: versions differ."""
 
 
 def _run(node: Node, gradient: Storage) -> Gradients:
-    return node.backward(gradient, node.kept.take())
+    kept, node.kept = node.kept, NOTHING  # a region, and what it holds, lasts until its last node has run
+    return node.backward(gradient, kept.take())
+
+
+NOTHING = Kept([])
 
 
 class Region:
@@ -194,14 +214,15 @@ class Region:
         self._products_wanted = 0
         self._recomputed: dict[int, Storage] = {}
         self._input: Value | None = None
+        self._input_size = 0
         self._counter = self._wanted = 0
         self.replaying = False
 
     def run(self, value: Value) -> Value:
         """Run the forward, keeping the input only."""
+        self._input_size = value.size
         if not self._input_elsewhere:
             self._input = Value(value.storage, None)
-        self._input_size = value.size
         with self._ledger.inside(self):
             out = self._forward(value)
         self._wanted = self._counter
@@ -228,12 +249,12 @@ class Region:
         if not kept:
             return Kept([])
         first, self._counter = self._counter, self._counter + len(kept)
-        if not self.replaying:
-            self._products_wanted = len(self._products)
         if self.replaying:
             self._recomputed.update(enumerate(kept, first))
             if self._counter >= self._wanted:
                 raise _AllRecomputed
+        else:
+            self._products_wanted = len(self._products)
         return Kept([], self, range(first, self._counter))
 
     def take(self, places: range) -> list[Storage]:
@@ -254,4 +275,4 @@ class Region:
 
 
 class _AllRecomputed(Exception):
-    pass
+    """The last tensor that the backward pass wants is there."""

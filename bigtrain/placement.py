@@ -28,16 +28,17 @@ def place(model: nn.Module, device: torch.device, *, seed: int) -> None:
         for name in others:
             _set_parameter(model, name, model.get_parameter(first))
     torch.manual_seed(seed)
-    for name, module in model.named_modules():
-        _initialise(model, name, module)
-
-
-def _initialise(model: nn.Module, name: str, module: nn.Module) -> None:
     of_transformers: Any = getattr(model, "_init_weights", None)
-    its_own: Any = getattr(module, "reset_parameters", None)
     if callable(of_transformers):
-        of_transformers(module)
-    elif callable(its_own):
+        model.apply(of_transformers)  # children first: a parent scales some of its children's weights afterwards
+        return
+    for name, module in model.named_modules():
+        _initialise(name, module)
+
+
+def _initialise(name: str, module: nn.Module) -> None:
+    its_own: Any = getattr(module, "reset_parameters", None)
+    if callable(its_own):
         its_own()
     elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
         raise InputError(

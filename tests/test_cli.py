@@ -78,6 +78,48 @@ BAD = {
 }
 
 
+ONE = "train.device=cpu train.global_batch_size=8 train.micro_batch_size=8"
+FREE = f"{ONE} train.max_grad_norm=null"
+BAD_MECHANISMS = {
+    "train.device=cpu amp.precision=fp16": "amp.precision: fp16 does not run on the CPU; it can fp32 and bf16",
+    "train.device=cpu amp.precision=fp8": "amp.precision: fp8 does not run on the CPU; it can fp32 and bf16",
+    "train.device=cpu recompute.policy=offload": "recompute.policy: offload on the CPU: ",
+    "recompute.policy=[full,none]": "recompute.policy: a list of 2 for ",
+    "amp.master_weights=split24": "amp.master_weights: split24 keeps weights in bf16, and amp.precision is fp32; use",
+    "optimizer.name=adafactor optimizer.state=8bit": "optimizer.state: 8bit: adafactor keeps ",
+    f"{ONE} optimizer.gradient_release=true": "optimizer.gradient_release: train.max_grad_norm: 1 clips by ",
+    f"{FREE} train.micro_batch_size=2 optimizer.gradient_release=true": "optimizer.gradient_release: "
+    "train.micro_batch_size: 4 micro-batches a step ",
+    "train.device=cpu train.compile=true recompute.policy=selective": "recompute.policy: selective with train.compile",
+}
+
+
+@pytest.mark.parametrize("edits", BAD_MECHANISMS)
+def test_mechanisms_that_do_not_go_together_are_one_line_and_exit_2(tmp_path: Path, edits: str) -> None:
+    refused = run("launch", "quickstart_bert", *edits.split(), "--run-dir", tmp_path / "run")
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert refused.stderr.startswith(f"error: command line: {BAD_MECHANISMS[edits]}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_mechanisms_that_go_together_are_planned() -> None:
+    lean = "amp.precision=bf16 amp.master_weights=split24 optimizer.name=muon optimizer.state=8bit"
+    planned = run("plan", "quickstart_bert", *FREE.split(), *lean.split(), "optimizer.gradient_release=true")
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert "master_weights" in planned.stdout
+    assert "gradients" not in planned.stdout
+
+
+def test_a_rate_too_small_for_bf16_weights_is_a_warning_with_the_number() -> None:
+    edits = ("amp.precision=bf16", "amp.master_weights=none", "optimizer.learning_rate=1e-5", "train.device=cpu")
+    planned = run("plan", "quickstart_bert", *edits)
+    assert planned.returncode == 0
+    (line,) = [line for line in planned.stdout.splitlines() if "learning rate of 1e-05" in line]
+    assert line.startswith("warning ")
+    assert "at least 6.1e-05" in line
+
+
 @pytest.mark.parametrize("edits", BAD)
 def test_wrong_input_is_one_line_and_exit_2(tmp_path: Path, edits: str) -> None:
     refused = run("launch", "quickstart_bert", *edits.split(), "--run-dir", tmp_path / "run")
@@ -140,6 +182,20 @@ def test_prepare_launch_eval_generate(tiny_recipes: dict[str, Path], tmp_path: P
     assert filled.stdout.startswith("[MASK] 1: ")
     refused = run("generate", folder, "--prompt", "no mask here")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+def test_a_lean_run_is_launched_evaluated_and_asked(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    lean = (
+        *("amp.precision=bf16", "amp.master_weights=split24", "optimizer.state=8bit"),
+        *("optimizer.gradient_release=true", "train.max_grad_norm=null", "train.micro_batch_size=8"),
+    )
+    launched = run("launch", tiny_recipes["gpt"], *lean, "train.steps=3", "--run-dir", folder)
+    assert launched.returncode == 0, launched.stderr
+    assert json.loads(run("eval", folder).stdout)["step"] == 3
+    asked = run("generate", folder, "--prompt", "red green")
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.startswith("red green")
 
 
 def test_the_public_names_are_there() -> None:

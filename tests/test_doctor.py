@@ -22,7 +22,7 @@ def test_this_machine_passes() -> None:
         "matrix products",
         "datasets",
         "tokenizers",
-        "apex",
+        "optimizers",
         "attention",
         "cache",
         "runs",
@@ -76,3 +76,16 @@ def test_slow_bf16_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_little_room_is_worth_knowing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _folder: type("Usage", (), {"free": 2**30}))
     assert {finding.mark for finding in doctor._room()} == {"--"}
+
+
+def test_which_kernels_the_optimizers_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(*, apex: bool, gpu: Hardware | None) -> str:
+        monkeypatch.setattr(doctor, "nvidia_apex_present", lambda: apex)
+        monkeypatch.setattr(doctor, "cuda_devices", lambda: gpu)
+        return by_name(list(doctor._kernels()))["optimizers"].text
+
+    gpu = Hardware("cuda", "a GPU", 1, 80 * 2**30)
+    assert said(apex=True, gpu=gpu).startswith("NVIDIA apex's fused kernel for LAMB in fp32 on CUDA; ")
+    for apex, device in ((False, gpu), (False, None), (True, None)):
+        assert said(apex=apex, gpu=device).startswith("bigtrain's own kernels for LAMB; ")
+    assert said(apex=False, gpu=None).endswith("states in few bits (bf16, 8bit, 4bit) are bigtrain's own everywhere")

@@ -14,7 +14,7 @@ import pytest
 
 import bigtrain
 from bigtrain.errors import DataError, RecipeError, ResumeError
-from bigtrain.launcher import check_init_from, launch
+from bigtrain.launcher import MMAP_THRESHOLD, check_init_from, launch, worker_environment
 from bigtrain.planner.plan import Plan
 
 
@@ -54,6 +54,24 @@ def is_alive(process: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
     except OSError:
         return False
+
+
+def test_on_the_cpu_large_tensors_are_mapped_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MMAP_THRESHOLD, raising=False)
+    assert worker_environment("cpu")[MMAP_THRESHOLD] == str(2**20)
+    assert MMAP_THRESHOLD not in worker_environment("cuda")
+    assert MMAP_THRESHOLD not in os.environ
+
+
+def test_the_users_own_threshold_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MMAP_THRESHOLD, "4096")
+    assert worker_environment("cpu")[MMAP_THRESHOLD] == worker_environment("cuda")[MMAP_THRESHOLD] == "4096"
+
+
+def test_the_environment_of_the_user_reaches_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for kind in ("cpu", "cuda"):
+        assert worker_environment(kind)["OMP_NUM_THREADS"] == "3"
 
 
 def test_a_run_in_a_process_of_its_own(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:

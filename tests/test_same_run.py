@@ -256,7 +256,7 @@ def test_on_cuda_recompute_and_offload_are_bitwise_none(
     if "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = hardware.cuda_devices()
-    shape: dict[str, Any] = {"width": 256, "length": 256, "device": device, "precision": precision}
+    shape: dict[str, Any] = {"width": 512, "length": 256, "device": device, "precision": precision}
     torch.use_deterministic_algorithms(True)
     try:
         plain, again, moved = (follow(plan_of(family, policy=name, **shape)) for name in ("none", "none", policy))

@@ -19,10 +19,13 @@ def apply(model: nn.Module, precision: str, *, master_weights: str = "fp32", acc
     Parameters stay the objects they are, tied ones tied, under the same names. With fp32 master weights they are fp32,
     and each module reads them rounded, through copies that live only while it computes; else they are bf16 themselves.
     Gradients are in the dtype of the parameters, or fp32 where those of several micro-batches are `accumulated`.
-    Applying again replaces what was applied before. Raises InputError where the device or the library cannot, and where
-    weights cannot be kept so.
+    Applying again replaces what was applied before, but for fp8's layers, which stay. Raises InputError where the
+    device or the library cannot, where weights cannot be kept so, and for a model without parameters.
     """
-    device = next(model.parameters()).device
+    first = next(model.parameters(), None)
+    if first is None:
+        raise InputError(f"amp: a {type(model).__name__} without parameters computes in the precision of its input")
+    device = first.device
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if fault := device_fault(precision, device.type, capability):
         raise InputError(f"amp.precision: {fault}")

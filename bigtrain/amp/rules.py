@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "fp8"]
 MasterWeights: TypeAlias = Literal["fp32", "split24", "none"]
@@ -31,6 +31,8 @@ def device_fault(precision: str, kind: str, capability: Capability | None = None
 
     fp8 also needs torchao: where the device has it and the library is missing, that is the reason.
     """
+    if precision not in NEEDED_CAPABILITY:
+        return f"{precision!r} is none of {', '.join(get_args(Precision))}"
     can = supported(kind, capability)
     if precision not in can:
         compute = f" of compute capability {capability[0]}.{capability[1]}" if capability else ""
@@ -43,6 +45,8 @@ def device_fault(precision: str, kind: str, capability: Capability | None = None
 
 def master_weights_fault(precision: str, master_weights: str) -> str | None:
     """Return why weights cannot be kept this way at this precision, in one line, or None when they can."""
+    if master_weights not in get_args(MasterWeights):
+        return f"{master_weights!r} is none of {', '.join(get_args(MasterWeights))}"
     if master_weights == "fp32" or precision == "bf16":
         return None
     return f"{master_weights} keeps weights in bf16, and amp.precision is {precision}; use fp32, or amp.precision=bf16"

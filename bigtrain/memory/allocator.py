@@ -34,6 +34,7 @@ Event: TypeAlias = int
 """An allocation of so many bytes; below 0, `~number` of the allocation to release: they are numbered from 0."""
 
 _ADDRESS_BITS = 56
+_ADDRESSES = 2**_ADDRESS_BITS - 1
 """A free block is sorted by size, then address, as one integer: size << bits | address."""
 
 
@@ -46,13 +47,9 @@ class Block:
         self.pool, self.address, self.size, self.before, self.after = pool, address, size, before, after
         self.free = False
 
-    @property
-    def key(self) -> int:
-        return self.size << _ADDRESS_BITS | self.address
-
 
 class Pool:
-    """The free blocks of small or of large requests; with expandable segments also the last block of the one segment."""
+    """The free blocks for small or for large requests; `last` ends the one segment where it is expandable."""
 
     def __init__(self, segment_bytes: int, smallest_remainder: int) -> None:
         self.segment_bytes, self.smallest_remainder = segment_bytes, smallest_remainder
@@ -64,24 +61,28 @@ class Pool:
         """Make a block free."""
         block.free = True
         self.blocks[block.address] = block
-        insort(self.keys, block.key)
+        insort(self.keys, block.size << _ADDRESS_BITS | block.address)
 
     def take(self, block: Block) -> None:
         """Make a free block used."""
         block.free = False
         del self.blocks[block.address]
-        del self.keys[bisect_left(self.keys, block.key)]
+        del self.keys[bisect_left(self.keys, block.size << _ADDRESS_BITS | block.address)]
 
-    def best(self, size: int) -> Block | None:
-        """Return the smallest free block that is large enough, of equal ones the first.
+    def take_best(self, size: int) -> Block | None:
+        """Make the smallest free block that is large enough used, of equal ones the first; None where there is none.
 
         A block at the end of an expandable segment counts as large as it can grow, so any other is taken before it.
         """
-        place = bisect_left(self.keys, size << _ADDRESS_BITS)
-        found = [self.blocks[key & (1 << _ADDRESS_BITS) - 1] for key in self.keys[place : place + 2]]
-        if len(found) == 2 and found[0] is self.last:
-            return found[1]
-        return found[0] if found else None
+        keys = self.keys
+        place = bisect_left(keys, size << _ADDRESS_BITS)
+        if place == len(keys):
+            return None
+        if self.last is not None and place + 1 < len(keys) and keys[place] & _ADDRESSES == self.last.address:
+            place += 1
+        block = self.blocks.pop(keys.pop(place) & _ADDRESSES)
+        block.free = False
+        return block
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Allocator:
         self._expandable = expandable
         self._small = Pool(SMALL_SEGMENT_BYTES, ROUNDING_BYTES)
         self._large = Pool(LARGE_SEGMENT_BYTES, ROUNDING_BYTES if expandable else SMALL_BYTES + ROUNDING_BYTES)
-        self._blocks: dict[int, Block] = {}
+        self._blocks: dict[int, Block | None] = {}
         self._count = self._next_address = 0
         self.allocated = self.reserved = self.allocated_peak = self.reserved_peak = 0
 
@@ -132,48 +133,38 @@ class Allocator:
 
     def allocate(self, size: int) -> int:
         """Allocate bytes and return the number of this allocation; none are as good as no block."""
+        if size < 0:
+            raise ValueError(f"an allocation of {size} bytes")
         number, self._count = self._count, self._count + 1
-        if size <= 0:
-            if size < 0:
-                raise ValueError(f"an allocation of {size} bytes")
+        if size == 0:
+            self._blocks[number] = None
             return number
         size = -(-size // ROUNDING_BYTES) * ROUNDING_BYTES
         pool = self._small if size <= SMALL_BYTES else self._large
-        block = pool.best(size)
-        if block is not None:
-            pool.take(block)
-        else:
+        block = pool.take_best(size)
+        if block is None:
             block = self._grown(pool, size) if self._expandable else self._segment(pool, size)
         if block.size - size >= pool.smallest_remainder:
             _split(block, size)
         self._blocks[number] = block
         self.allocated += block.size
-        self.allocated_peak = max(self.allocated_peak, self.allocated)
+        if self.allocated > self.allocated_peak:
+            self.allocated_peak = self.allocated
         return number
 
     def release(self, number: int) -> None:
         """Release an allocation: its block joins the free ones beside it and stays cached."""
-        block = self._blocks.pop(number, None)
+        if number not in self._blocks:
+            raise ValueError(f"allocation {number} of {self._count} is released, but it is not held")
+        block = self._blocks.pop(number)
         if block is None:
-            if not 0 <= number < self._count:
-                raise ValueError(f"allocation {number} is released, but there were {self._count} so far")
             return
         self.allocated -= block.size
-        pool = block.pool
-        before, after = block.before, block.after
-        if before is not None and before.free:
-            pool.take(before)
-            block.address, block.size, block.before = before.address, before.size + block.size, before.before
-            if block.before is not None:
-                block.before.after = block
-        if after is not None and after.free:
-            pool.take(after)
-            block.size, block.after = block.size + after.size, after.after
-            if block.after is not None:
-                block.after.before = block
-            if pool.last is after:
-                pool.last = block
-        pool.put(block)
+        if block.after is not None and block.after.free:
+            _join(block, block.after)
+        if block.before is not None and block.before.free:
+            block = _join(block.before, block)
+        block.pool.put(block)
 
     def _segment(self, pool: Pool, size: int) -> Block:
         """Return a new segment as one block in use."""
@@ -218,3 +209,14 @@ def _split(block: Block, size: int) -> None:
     if block.pool.last is block:
         block.pool.last = rest
     block.pool.put(rest)
+
+
+def _join(block: Block, after: Block) -> Block:
+    """Return one block in use, made of two neighbours of which one is free."""
+    block.pool.take(block if block.free else after)
+    block.size, block.after = block.size + after.size, after.after
+    if block.after is not None:
+        block.after.before = block
+    if block.pool.last is after:
+        block.pool.last = block
+    return block

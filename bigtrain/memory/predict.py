@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from bigtrain.amp import cost as amp_cost
 from bigtrain.config.model import ModelConfig
@@ -11,7 +14,7 @@ from bigtrain.ledger import Ledger, Storage, Value
 from bigtrain.memory.report import CAUSES, MemoryReport
 from bigtrain.models.cost import MicroBatch, ModelCost
 from bigtrain.models.operations_cost import FLOAT, Numbers, Operations
-from bigtrain.models.shape import parameter_shapes, stored_parameters
+from bigtrain.models.shape import loss_chunk_tokens, parameter_shapes, stored_parameters
 from bigtrain.optim import cost as optim_cost
 from bigtrain.recompute.cost import run_block
 from bigtrain.recompute.policy import resolve
@@ -20,15 +23,32 @@ MICRO_BATCHES_TO_PEAK = 2
 """The first finds no gradients yet; the later ones are all alike."""
 
 
-def predict(recipe: Recipe, model: ModelConfig, *, device: str, slow_bf16: bool, world_size: int = 1) -> MemoryReport:
+def predict(
+    recipe: Recipe,
+    model: ModelConfig,
+    *,
+    device: str,
+    slow_bf16: bool,
+    world_size: int = 1,
+    threads: int | None = None,
+) -> MemoryReport:
     """Return what a rank holds at the peak of a step of a recipe without `auto`, after the first.
 
-    Rows count as full, as packing all but makes them; of the documents, the longest as long as a row.
+    Rows count as full, as packing all but makes them; of the documents, the longest as long as a row. What a CPU's
+    attention kernel holds for each thread counts for so many `threads`, without it for as many as torch starts here.
     """
     ledger = Ledger()
-    step = Step(recipe, model, ledger, device=device, slow_bf16=slow_bf16, world_size=world_size)
-    step.run()
-    return MemoryReport({cause: ledger.at_peak.get(cause, 0) for cause in CAUSES})
+    Step(
+        recipe,
+        model,
+        ledger,
+        device=device,
+        slow_bf16=slow_bf16,
+        world_size=world_size,
+        threads=threads or torch_threads(),
+    ).run()
+    held = ledger.causes_at_peak()
+    return MemoryReport({cause: held.get(cause, 0) for cause in CAUSES})
 
 
 def model_state(recipe: Recipe, model: ModelConfig, *, accumulated: bool) -> dict[str, int]:
@@ -42,6 +62,20 @@ def model_state(recipe: Recipe, model: ModelConfig, *, accumulated: bool) -> dic
         "gradients": 0 if released else amp_cost.gradient_bytes(parameters, kept, accumulated=accumulated),
         "optimizer_state": _optimizer_bytes(recipe, model) - remainder,
     }
+
+
+def buffer_bytes(recipe: Recipe, model: ModelConfig, *, accumulated: bool, device: str) -> int:
+    """Return the bytes of the optimizer's work buffers, which it keeps from its first step on."""
+    section, shapes = recipe.optimizer, parameter_shapes(model)
+    return optim_cost.buffer_bytes(
+        section.name,
+        section.state,
+        recipe.amp.master_weights,
+        list(shapes.values()),
+        _matrices(shapes),
+        accumulated=accumulated,
+        device=device,
+    )
 
 
 def micro_batch(recipe: Recipe, micro_batch_size: int) -> MicroBatch:
@@ -66,20 +100,44 @@ def numbers(recipe: Recipe, *, accumulated: bool, slow_bf16: bool) -> Numbers:
     )
 
 
+def torch_threads() -> int:
+    """Return how many threads torch computes with here: OMP_NUM_THREADS, or one for each core that it may use."""
+    written = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if written.isdigit():
+        return max(1, int(written))
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in allowed]
+    cores = {path.read_text() if path.is_file() else str(path) for path in siblings}
+    return len(cores)
+
+
 class Step:
     """One step of a plan on a ledger."""
 
     def __init__(
-        self, recipe: Recipe, model: ModelConfig, ledger: Ledger, *, device: str, slow_bf16: bool, world_size: int = 1
+        self,
+        recipe: Recipe,
+        model: ModelConfig,
+        ledger: Ledger,
+        *,
+        device: str,
+        slow_bf16: bool,
+        world_size: int = 1,
+        threads: int = 1,
     ) -> None:
         micro, share = recipe.train.micro_batch_size, recipe.train.global_batch_size // world_size
-        assert micro != "auto"
+        budget = recipe.memory.budget
+        assert micro != "auto" and budget != "auto"
         self._recipe, self._model, self._ledger, self._device = recipe, model, ledger, device
         self._accumulated = share > micro
+        self._released = recipe.optimizer.gradient_release is True
         self._batch = micro_batch(recipe, micro)
-        bytes_of = numbers(recipe, accumulated=self._accumulated, slow_bf16=slow_bf16)
-        self._cost = ModelCost(model, Operations(ledger, bytes_of, device), recipe.train.dropout)
-        self._policies = resolve(_policy(recipe), model.num_hidden_layers)
+        self._numbers = numbers(recipe, accumulated=self._accumulated, slow_bf16=slow_bf16)
+        chunk = loss_chunk_tokens(model.padded_vocab_size, device, budget)
+        operations = Operations(ledger, self._numbers, device, threads)
+        train = recipe.train
+        self._cost = ModelCost(model, operations, chunk, train.dropout, train.attention_dropout)
+        self._policies = resolve(recipe.recompute.policy, model.num_hidden_layers)
         self._shapes = parameter_shapes(model)
         self._gradients: dict[str, Storage] = {}
 
@@ -87,43 +145,55 @@ class Step:
         """Hold the state, run the micro-batches and the update."""
         state = model_state(self._recipe, self._model, accumulated=self._accumulated)
         held = [self._ledger.hold(size, cause) for cause, size in state.items() if cause != "gradients"]
-        buffers = self._ledger.hold(self._update_bytes(list(self._shapes.values())), "temporaries")
+        buffers = buffer_bytes(self._recipe, self._model, accumulated=self._accumulated, device=self._device)
+        held.append(self._ledger.hold(buffers, "temporaries"))
+        batch: list[Storage] = []
         for _ in range(MICRO_BATCHES_TO_PEAK if self._accumulated else 1):
             batch = self._cost.batch(self._batch)
             loss, gradient = self._cost.loss(self._batch, self._run_block)
             self._ledger.backward(loss, gradient, self._ready)
-            del loss, gradient, batch
-        del held, buffers
+            del loss, gradient
+        for name in self._gradients:
+            self._update(name)
+        self._gradients.clear()
+        del held, batch
 
     def _run_block(self, index: int, forward: Callable[[Value], Value], value: Value) -> Value:
         return run_block(self._ledger, self._policies[index], forward, value)
 
     def _ready(self, name: str, gradient: Storage) -> None:
         """Keep a gradient, add it to the one that is there, or with gradient release use it and let it go."""
-        if not self._recipe.optimizer.gradient_release:
+        if self._released:
+            self._update(name)
+        else:
             self._gradients.setdefault(name, gradient)
 
-    def _update_bytes(self, shapes: list[tuple[int, ...]]) -> int:
-        section, kept = self._recipe.optimizer, self._recipe.amp.master_weights
-        matrices = _matrices(self._shapes)
-        return optim_cost.step_temporary_bytes(section.name, section.state, kept, shapes, matrices, device=self._device)
+    def _update(self, name: str) -> None:
+        """Hold what a parameter's norm and its update need."""
+        section, shape = self._recipe.optimizer, self._shapes[name]
+        if self._numbers.gradient < FLOAT:
+            self._ledger.passing(self._norm_elements(math.prod(shape)) * FLOAT)
+        matrix = _is_matrix(name, shape)
+        self._ledger.passing(
+            optim_cost.tensor_temporary_bytes(section.name, shape, matrix=matrix, device=self._device)
+        )
 
-
-def _policy(recipe: Recipe) -> str | list[str]:
-    policy = recipe.recompute.policy
-    return list(policy) if isinstance(policy, list) else policy
+    def _norm_elements(self, elements: int) -> int:
+        """Return how many elements of a low-precision gradient are converted at a time for its norm."""
+        chunked = self._released or self._device == "cpu"
+        return min(elements, optim_cost.NORM_CHUNK_ELEMENTS) if chunked else 0
 
 
 def _optimizer_bytes(recipe: Recipe, model: ModelConfig) -> int:
     shapes = parameter_shapes(model)
-    section = recipe.optimizer
-    return optim_cost.optimizer_state_bytes(
-        section.name, section.state, recipe.amp.master_weights, shapes.values(), _matrices(shapes)
-    )
+    section, weights = recipe.optimizer, recipe.amp.master_weights
+    return optim_cost.optimizer_state_bytes(section.name, section.state, weights, shapes.values(), _matrices(shapes))
 
 
 def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
     """Return the places of the blocks' matrices, which Muon orthogonalises."""
-    return [
-        place for place, (name, shape) in enumerate(shapes.items()) if name.startswith("blocks.") and len(shape) == 2
-    ]
+    return [place for place, (name, shape) in enumerate(shapes.items()) if _is_matrix(name, shape)]
+
+
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    return name.startswith("blocks.") and len(shape) == 2

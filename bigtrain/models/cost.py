@@ -11,8 +11,9 @@ from functools import partial
 
 from bigtrain.config.model import ModelConfig
 from bigtrain.ledger import Gradients, Ledger, Storage, Value
+from bigtrain.models.attention_cost import Attention
 from bigtrain.models.operations_cost import FLOAT, LONG, Operations
-from bigtrain.models.shape import SEGMENTS, loss_chunk_tokens
+from bigtrain.models.shape import SEGMENTS
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class ModelCost:
 
     config: ModelConfig
     operations: Operations
+    loss_chunk_tokens: int
     dropout: float = 0.0
+    attention_dropout: float = 0.0
 
     @property
     def _ledger(self) -> Ledger:
@@ -86,10 +89,10 @@ class ModelCost:
         del wide
 
         def backward(grad: Storage, kept: list[Storage]) -> Gradients:
-            wide = ledger.hold(n * width * numbers.weight) if numbers.weight != numbers.activation else None
-            table = ledger.hold(rows * width * numbers.gradient, "gradients") if tied is None else tied.take()
-            del wide
-            return Gradients([], [(f"{name}.weight", table)])
+            table = ledger.hold(rows * width * numbers.weight, "gradients") if tied is None else tied.take()
+            if numbers.weight != numbers.activation:
+                ledger.passing(n * width * numbers.weight)
+            return Gradients([], [(f"{name}.weight", self._gradient(table))])
 
         return ledger.made(out, [], ledger.keep([]), backward)
 
@@ -124,7 +127,9 @@ class ModelCost:
         qkv = run.linear(x, f"{name}.attention.qkv", n, config.hidden_size, (H + 2 * K) * D, bias=bias)
         if tables:
             qkv = run.rotate(qkv, tables, n, H + K, D)
-        out = run.attention(qkv, n, (H, K), D, batch.longest)
+        attention = Attention(run, (H, K), D, n, batch.longest, config.causal, self.attention_dropout)
+        out = attention(qkv)
+        del qkv
         return run.linear(out, f"{name}.attention.out", n, config.hidden_size, config.hidden_size, bias=bias)
 
     def _mlp(self, x: Value, name: str, n: int) -> Value:
@@ -146,44 +151,47 @@ class ModelCost:
         """Hold what the chunked loss does, and afterwards the gradients that it leaves for the backward pass."""
         hold, config = self._ledger.hold, self.config
         rows, width = config.padded_vocab_size, config.hidden_size
-        chunk = min(loss_chunk_tokens(rows, self.operations.device), m)
-        of_hidden, of_weight = hold(x.size, "activations"), hold(rows * width * FLOAT, "gradients")
-        of_bias = hold(rows * FLOAT, "gradients") if config.family == "bert" else None
-        self._chunks(chunk, rows, width)
-        kept = [of_hidden, of_weight] + ([of_bias] if of_bias else [])
-        bias = of_bias is not None
+        kept = [hold(x.size, "activations"), hold(rows * width * FLOAT, "gradients")]
+        if config.family == "bert":
+            kept.append(hold(rows * FLOAT, "gradients"))
+        self._chunks(m, rows, width)
 
         def backward(grad: Storage, kept: list[Storage]) -> Gradients:
-            made = [self._in_gradient_dtype(kept[index]) for index in range(1, len(kept))]
-            parameters = [("decoder_bias", made[1])] if bias else []
+            made = [self._in_bytes(kept.pop(1), self.operations.numbers.weight) for _ in range(len(kept) - 1)]
+            parameters = []
             if tied is None:
-                parameters.insert(0, ("decoder.weight", made[0]))
+                parameters.append(("decoder.weight", self._gradient(made[0])))
             else:
                 tied.gradient = made[0]
-            return Gradients([kept[0]], parameters)
+            return Gradients([kept.pop()], parameters + [("decoder_bias", self._gradient(bias)) for bias in made[1:]])
 
-        del of_hidden, of_weight, of_bias
         return self._ledger.made(hold(FLOAT), [x], self._ledger.keep(kept), backward)
 
-    def _in_gradient_dtype(self, storage: Storage) -> Storage:
-        size = storage.size // FLOAT * self.operations.numbers.gradient
+    def _gradient(self, storage: Storage) -> Storage:
+        """Convert a gradient from the weights' dtype to that in which gradients are kept."""
+        numbers = self.operations.numbers
+        size = storage.size // numbers.weight * numbers.gradient
         return storage if size == storage.size else self._ledger.hold(size, "gradients")
 
-    def _chunks(self, chunk: int, rows: int, width: int) -> None:
+    def _in_bytes(self, storage: Storage, number: int) -> Storage:
+        """Convert an fp32 gradient to numbers of so many bytes."""
+        return storage if number == FLOAT else self._ledger.hold(storage.size // FLOAT * number, "gradients")
+
+    def _chunks(self, m: int, rows: int, width: int) -> None:
         """Hold the room for a chunk's logits, a copy of the weight where products need one, and a chunk's products."""
         numbers, hold = self.operations.numbers, self._ledger.hold
+        chunk = -(-m // -(-m // self.loss_chunk_tokens))
         rounding = numbers.weight > numbers.activation
         rounded = hold(rows * width * numbers.activation, "temporaries") if rounding else None
         copy = hold(rows * width * FLOAT, "temporaries") if numbers.widened else rounded
         del rounded
         product = FLOAT if numbers.widened else numbers.activation
-        logits = hold(chunk * rows * FLOAT, "logits")
+        logits = hold(min(m, self.loss_chunk_tokens) * rows * FLOAT, "logits")
         held = [hold(chunk * width * product, "temporaries")] if product != numbers.activation else []
         if product != FLOAT:
-            self._ledger.passing(chunk * rows * product)
+            self._ledger.passing(chunk * rows * product, cause="logits")
             held.append(hold(chunk * rows * product, "logits"))
-        of_hidden = hold(chunk * width * product, "temporaries")
-        del of_hidden
+        self._ledger.passing(chunk * width * product)
         if product != FLOAT:
             self._ledger.passing(rows * width * product)
         del held, logits, copy

@@ -1,8 +1,7 @@
 """What each operation of the models holds, forward and backward, on a ledger. No torch.
 
-The order of allocations is that of the operations in `layers.py`, `attention.py`, `pointwise.py`, `lookup.py`,
-`loss.py` and `amp/`: the price test holds every one of them against a profile of a real step.
-N tokens, W width, I width inside the MLP, H query heads, K key and value heads, D numbers per head, V vocabulary.
+The order of allocations is that of the operations in `layers.py`, `pointwise.py` and `amp/`: the price test holds
+every one of them against a profile of a real step. Attention is in `attention_cost.py`.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Operations:
             dw = self._weight_gradient(n, i, o)
             parameters = [(f"{name}.weight", dw)]
             if bias:
-                if numbers.widened and numbers.gradient == FLOAT:
+                if numbers.low and numbers.gradient == FLOAT and self.device == "cpu":
                     self.ledger.passing(n * o * FLOAT)
                 parameters.insert(0, (f"{name}.bias", self.ledger.hold(o * numbers.gradient, "gradients")))
             return Gradients([dx], parameters)
@@ -141,13 +140,13 @@ class Operations:
 
         def backward(grad: Storage, kept: list[Storage]) -> Gradients:
             if self.device != "cpu":
-                return Gradients([self.ledger.hold(size, "temporaries")])
+                return Gradients([self.ledger.hold(size, "temporaries")], [])
             as_number = self.ledger.hold(size, "temporaries")
             masked = self.ledger.hold(size, "temporaries")
             del as_number
             dx = self.ledger.hold(size, "temporaries")
             del masked
-            return Gradients([dx])
+            return Gradients([dx], [])
 
         return self.ledger.made(out, [x], self.ledger.keep([mask]), backward)
 
@@ -158,7 +157,7 @@ class Operations:
             self.ledger.hold(size),
             [x],
             self.ledger.keep([x.storage]),
-            lambda grad, kept: Gradients([self.ledger.hold(size, "temporaries")]),
+            lambda grad, kept: Gradients([self.ledger.hold(size, "temporaries")], []),
         )
 
     def swiglu(self, x: Value) -> Value:
@@ -168,14 +167,14 @@ class Operations:
         def backward(grad: Storage, kept: list[Storage]) -> Gradients:
             dx = self.ledger.hold(size, "temporaries")
             self.ledger.passing(size // 2, size // 2)
-            return Gradients([dx])
+            return Gradients([dx], [])
 
         return self.ledger.made(self.ledger.hold(size // 2), [x], self.ledger.keep([x.storage]), backward)
 
     def add(self, x: Value, y: Value) -> Value:
         """Add two tensors of the same size; their gradients are one and the same."""
         out = self.ledger.hold(x.size)
-        return self.ledger.made(out, [x, y], self.ledger.keep([]), lambda grad, kept: Gradients([grad, grad]))
+        return self.ledger.made(out, [x, y], self.ledger.keep([]), lambda grad, kept: Gradients([grad, grad], []))
 
     def rotate(self, x: Value, tables: Sequence[Storage], n: int, heads: int, head_dim: int) -> Value:
         """Turn the first heads; keeps the angles only, which all blocks share."""
@@ -190,60 +189,8 @@ class Operations:
             turned("activations"),
             [x],
             self.ledger.keep(tables),
-            lambda grad, kept: Gradients([turned("temporaries")]),
+            lambda grad, kept: Gradients([turned("temporaries")], []),
         )
-
-    def attention(self, x: Value, n: int, heads: tuple[int, int], head_dim: int, longest: int) -> Value:
-        """Attend document by document, the longest with so many tokens; keeps the input, the output, a sum a head."""
-        H, D, a = heads[0], head_dim, self.numbers.activation
-        lengths = _documents(n, longest)
-        if self.device == "cpu":
-            out = self.ledger.hold(n * H * D * a)
-            sums = [self._attend_document(length, heads, D) for length in lengths]
-        else:
-            out, sums = self.ledger.product(n * H * D * a), [self.ledger.hold(n * H * FLOAT)]
-
-        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
-            if self.device != "cpu":
-                parts = [self.ledger.hold(n * X * D * a, "temporaries") for X in (H, heads[1], heads[1])]
-                dx = self.ledger.hold(x_size, "temporaries")
-                del parts
-                return Gradients([dx])
-            dx = self.ledger.hold(x_size, "temporaries")
-            for length in lengths:
-                self._differentiate_document(length, heads, D)
-            return Gradients([dx])
-
-        x_size = x.size
-        return self.ledger.made(out, [x], self.ledger.keep([x.storage, out, *sums]), backward)
-
-    def _attend_document(self, length: int, heads: tuple[int, int], head_dim: int) -> Storage:
-        H, D = heads[0], head_dim
-        inputs = self._document_inputs(length, heads, D)
-        number = FLOAT if self.numbers.widened else self.numbers.activation
-        out = self.ledger.product(length * H * D * number)
-        sums = self.ledger.product(length * H * FLOAT)
-        queries, scores = _flash_split(length)
-        if not self.ledger.products_kept:
-            self.ledger.passing(self.threads * (scores + queries * (2 + D)) * FLOAT)
-        del inputs, out
-        return sums
-
-    def _document_inputs(self, length: int, heads: tuple[int, int], head_dim: int) -> list[Storage]:
-        """Return widened copies of a document's queries, keys and values, where products need them."""
-        (H, K), hold = heads, self.ledger.hold
-        return [hold(length * X * head_dim * FLOAT, "temporaries") for X in (H, K, K)] if self.numbers.widened else []
-
-    def _differentiate_document(self, length: int, heads: tuple[int, int], head_dim: int) -> None:
-        inputs = self._document_inputs(length, heads, head_dim)
-        number = FLOAT if self.numbers.widened else self.numbers.activation
-        size, hold = length * heads[0] * head_dim, self.ledger.hold
-        if self.numbers.widened:
-            inputs += [hold(size * FLOAT, "temporaries"), hold(size * FLOAT, "temporaries")]
-        shared = length * heads[1] * head_dim
-        grads = [hold(numbers * number, "temporaries") for numbers in (size, shared, shared)]
-        self.ledger.passing(self.threads * 2 * _flash_split(length)[1] * FLOAT)
-        del inputs, grads
 
     def gather(self, x: Value, m: int, w: int) -> Value:
         """Pick m rows of x; its gradient is as large as x."""
@@ -252,19 +199,6 @@ class Operations:
             self.ledger.hold(m * w * self.numbers.activation),
             [x],
             self.ledger.keep([]),
-            lambda grad, kept: Gradients([self.ledger.hold(size, "temporaries")]),
+            lambda grad, kept: Gradients([self.ledger.hold(size, "temporaries")], []),
         )
 
-
-def _flash_split(length: int) -> tuple[int, int]:
-    """Return how many queries torch's flash kernel for CPUs works on at once in a thread, and scores: by 512 keys.
-
-    Source: aten/src/ATen/native/cpu/FlashAttentionKernel.cpp, torch 2.13.
-    """
-    queries = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
-    return queries, queries * min(length, 512)
-
-
-def _documents(n: int, longest: int) -> list[int]:
-    """Return lengths of documents that fill n tokens: as many of the longest as there is room for, and the rest."""
-    return [longest] * (n // longest) + ([n % longest] if n % longest else [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import starmap
 
 from bigtrain.errors import InputError
 
@@ -30,6 +29,9 @@ DITHER_WINDOWS = 4096
 NOISE_ELEMENTS = 4096
 """Elements after which it repeats within a tensor; a multiple of all blocks."""
 
+NORM_CHUNK_ELEMENTS = 2**20
+"""Elements of a gradient below fp32 that gradient release converts at a time, for the gradient's norm."""
+
 Shape = Sequence[int]
 
 
@@ -50,10 +52,15 @@ def check(name: str, state: str, master_weights: str) -> None:
         ("optimizer.state", state, STATES),
         ("amp.master_weights", master_weights, MASTER_WEIGHTS),
     ):
-        if value not in known:
-            raise InputError(f"{key}: {value!r} is none of {', '.join(known)}")
+        check_known(key, value, known)
     if state not in supported_states(name):
         raise InputError(f"optimizer.state: {state}: {name} keeps rows and columns only; use fp32")
+
+
+def check_known(key: str, value: str, known: Sequence[str]) -> None:
+    """Raise InputError unless a key's value is one of those that are known."""
+    if value not in known:
+        raise InputError(f"{key}: {value!r} is none of {', '.join(known)}")
 
 
 def tensor_state_bytes(name: str, state: str, master_weights: str, shape: Shape, *, matrix: bool = False) -> int:
@@ -123,26 +130,47 @@ def step_temporary_bytes(
 ) -> int:
     """Return the most that a step allocates beyond weights, gradients and states, scalars (8 B each) left out.
 
-    It is the work buffers and noise tables, which stay allocated after the first step, and what a whole tensor needs
-    for a moment: Muon's iteration, Adafactor's sums. Gradients have the dtype of the weights: fp32, or bf16 for split24
-    and none.
+    Gradients have the dtype of the weights: fp32, or bf16 for split24 and none.
+    """
+    transient = (
+        tensor_temporary_bytes(name, shape, matrix=_is_matrix(place, shape, matrices), device=device)
+        for place, shape in enumerate(shapes)
+    )
+    return buffer_bytes(name, state, master_weights, shapes, matrices, device=device) + max(transient, default=0)
+
+
+def buffer_bytes(
+    name: str,
+    state: str,
+    master_weights: str,
+    shapes: Sequence[Shape],
+    matrices: Collection[int] | None = None,
+    *,
+    accumulated: bool = False,
+    device: str = "cpu",
+) -> int:
+    """Return the bytes of work buffers and noise tables, which an optimizer makes in its first step and keeps.
+
+    Gradients have the dtype of the weights, or are fp32 where those of several micro-batches are `accumulated`.
     """
     check(name, state, master_weights)
-    kinds = [_is_matrix(place, shape, matrices) and name == "muon" for place, shape in enumerate(shapes)]
     used = {
         buffer
-        for shape, matrix in zip(shapes, kinds, strict=True)
-        for buffer in _work(name, state, master_weights, shape, matrix)
+        for place, shape in enumerate(shapes)
+        for buffer in _work(name, state, master_weights, shape, name == "muon" and _is_matrix(place, shape, matrices))
     }
-    buffers = buffer_elements(
-        adafactor_piece(device, shapes) if name == "adafactor" else piece_elements(device, shapes)
-    )
+    if accumulated:
+        used.discard("gradient")
+    elements = adafactor_piece(device, shapes) if name == "adafactor" else piece_elements(device, shapes)
     tables = sum(1 for buffer in used if buffer.startswith("noise"))
-    held = 4 * buffers * (len(used) - tables) + 4 * (NOISE_ELEMENTS + DITHER_WINDOWS) * tables
+    return 4 * buffer_elements(elements) * (len(used) - tables) + 4 * (NOISE_ELEMENTS + DITHER_WINDOWS) * tables
+
+
+def tensor_temporary_bytes(name: str, shape: Shape, *, matrix: bool = False, device: str = "cpu") -> int:
+    """Return what the update of one tensor holds for a moment: Muon's iteration on a matrix, Adafactor's sums."""
     if name == "adafactor":
-        return held + max(starmap(_adafactor_bytes, ((shape, device) for shape in shapes)), default=0)
-    whole = (_muon_bytes(shape, device) for shape, matrix in zip(shapes, kinds, strict=True) if matrix)
-    return held + max(whole, default=0)
+        return _adafactor_bytes(shape, device)
+    return _muon_bytes(shape, device) if name == "muon" and matrix else 0
 
 
 def _work(name: str, state: str, master_weights: str, shape: Shape, matrix: bool) -> Iterator[str]:

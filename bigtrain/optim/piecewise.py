@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bigtrain.optim.cost import piece_elements
+from bigtrain.errors import InputError
+from bigtrain.optim.cost import STATES, check_known, piece_elements
 from bigtrain.optim.pieces import WINDOW_STRIDE, Views, Window, Workspace, split
 from bigtrain.optim.quantize import Codec, State, codec_for
 from bigtrain.optim.weights import check_dtype, weight_format
@@ -50,6 +51,8 @@ class Piecewise(Optimizer):
     found_inf: Tensor | None
 
     def __init__(self, params: Iterable[Any], defaults: Group, *, state: str, master_weights: str) -> None:
+        check_known("optimizer.state", state, STATES)
+        _check_numbers(defaults)
         self.found_inf = None
         self.state_format = state
         self.weights = weight_format(master_weights)
@@ -98,6 +101,7 @@ class Piecewise(Optimizer):
 
     def _step_all(self, parameters: list[Tensor], group: Group) -> None:
         for parameter in parameters:
+            _check_contiguous(parameter)
             state = self._state_of(parameter, group)
             state["step"] += 1
             if parameter.numel():
@@ -169,6 +173,24 @@ class Piecewise(Optimizer):
         for gradient, weight, views in zip(gradients, weights, moments, strict=bool(codecs)):
             yield Piece(gradient, weight, views, window)
             window = window + WINDOW_STRIDE
+
+
+def _check_numbers(defaults: Group) -> None:
+    """Raise InputError for a rate, an epsilon or a decay below 0, and for betas that are not from 0 up to below 1."""
+    for key in ("lr", "eps", "weight_decay"):
+        if not defaults.get(key, 0) >= 0:
+            raise InputError(f"{key}={defaults[key]} is below 0; use 0 or more")
+    betas = defaults.get("betas", ())
+    if not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"betas={betas} must be from 0 up to, not including, 1; the defaults are (0.9, 0.999)")
+
+
+def _check_contiguous(parameter: Tensor) -> None:
+    if not parameter.is_contiguous():
+        raise InputError(
+            f"a parameter of shape {tuple(parameter.shape)} and strides {parameter.stride()} is not contiguous; "
+            "make it so before the optimizer is made (parameter.data = parameter.data.contiguous())"
+        )
 
 
 def bias_corrections(step: Tensor, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:

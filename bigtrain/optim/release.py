@@ -25,6 +25,7 @@ class Release:
         self.optimizer = optimizer
         self._parameters = [p for p in dict.fromkeys(parameters) if p.requires_grad]
         self._norms: dict[int, Tensor] = {}
+        _check_held(self._parameters, optimizer)
         update = _update_of(optimizer)
         self._hooks: list[RemovableHandle] = []
         for place, parameter in enumerate(self._parameters):
@@ -57,7 +58,11 @@ class Release:
                     "step; weights are updated inside backward, so gradients cannot be accumulated: make the "
                     "micro-batch the whole batch, or set optimizer.gradient_release=false"
                 )
-            assert parameter.grad is not None
+            if parameter.grad is None:
+                raise InputError(
+                    f"gradient release: the gradient of a parameter of shape {tuple(parameter.shape)} is already gone: "
+                    "release was called twice; call remove() on what it first returned"
+                )
             self._norms[place] = norm = gradient_norm(parameter.grad)
             update(parameter, norm)
             parameter.grad = None
@@ -72,6 +77,8 @@ def release(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> Release
     backward; clipping by the global norm is impossible, since that is known only afterwards. Only one backward pass may
     run between two calls of `take_norm`; the second raises InputError.
 
+    Raises InputError for a parameter that the optimizer does not have: its gradient would be lost.
+
     bigtrain's optimizers leave a parameter whose gradient is not finite as it is (others may have been changed by
     then), and all of them where their `found_inf` was set to 1 before. Any other torch optimizer is stepped while the
     parameter is the only one with a gradient, unguarded: the same update wherever it treats parameters one by one.
@@ -85,6 +92,16 @@ def gradient_norm(gradient: Tensor) -> Tensor:
         return _norm(gradient)
     parts = split(gradient.contiguous(), NORM_CHUNK_ELEMENTS)
     return _norm(torch.stack([_norm(part.float()) for part in parts]))
+
+
+def _check_held(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> None:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter in parameters:
+        if id(parameter) not in held:
+            raise InputError(
+                f"gradient release: a parameter of shape {tuple(parameter.shape)} is not among those of "
+                f"{type(optimizer).__name__}; give both the same parameters, or freeze it with requires_grad_(False)"
+            )
 
 
 def _norm(tensor: Tensor) -> Tensor:

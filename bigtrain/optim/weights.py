@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bigtrain.errors import InputError
-from bigtrain.optim.cost import MASTER_WEIGHTS
+from bigtrain.optim.cost import MASTER_WEIGHTS, check_known
 from bigtrain.optim.pieces import Views, Window, Workspace, shift, split
 from bigtrain.optim.quantize import State
 
@@ -111,8 +111,7 @@ class Split24(Rounded):
 def weight_format(name: str) -> WeightFormat:
     """Return the format of that name. Raises InputError for another name than those of `amp.master_weights`."""
     formats: dict[str, type[Full]] = {"fp32": Full, "split24": Split24, "none": Rounded}
-    if name not in formats:
-        raise InputError(f"amp.master_weights: {name!r} is none of {', '.join(MASTER_WEIGHTS)}")
+    check_known("amp.master_weights", name, MASTER_WEIGHTS)
     return formats[name]()
 
 

@@ -58,6 +58,11 @@ class Plan:
         return shape.loss_chunk_tokens(self.model.padded_vocab_size, self.hardware.kind, budget)
 
     @property
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of model state by cause, without the causes that hold nothing."""
+        return {cause: size for cause, size in self.state_bytes.items() if size}
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Return what is allowed and probably not wanted, each with what to do instead."""
         return tuple(mechanisms.warnings(self.recipe, self.hardware, self.model.initializer_range))
@@ -84,7 +89,7 @@ class Plan:
             "model": f"{units.format_count(self.parameters)} parameters, "
             f"{units.format_flops(self.flops_per_token)} per token, forward and backward",
             "train": f"{self.accumulation_steps} micro-batches per step and rank",
-            "memory": "; ".join(f"{cause} {units.format_bytes(size)}" for cause, size in self.state_bytes.items()),
+            "memory": "; ".join(f"{cause} {units.format_bytes(size)}" for cause, size in self.held_bytes.items()),
         }
         return to_yaml(self.recipe, comments=comments)
 
@@ -101,19 +106,20 @@ def plan(recipe: Recipe, hardware: Hardware | None = None) -> Plan:
     micro = recipe.train.micro_batch_size
     if micro == "auto":
         micro = _largest_divisor(rank_rows, MICRO_BATCH_TOKENS[hardware.kind] // recipe.data.sequence_length)
-    if faults := mechanisms.mechanism_faults(recipe, hardware, rank_rows // micro):
+    accumulation_steps = rank_rows // micro
+    if faults := mechanisms.mechanism_faults(recipe, hardware, accumulation_steps):
         raise RecipeError(*faults)
-    resolved = _resolve(recipe, model, hardware, micro)
+    resolved = _resolve(recipe, model, hardware, micro, accumulation_steps)
     return Plan(
         recipe=resolved,
         model=model,
         hardware=hardware,
         world_size=world_size,
         micro_batch_size=micro,
-        accumulation_steps=rank_rows // micro,
+        accumulation_steps=accumulation_steps,
         parameters=shape.parameters(model),
         flops_per_token=shape.flops_per_token(model, recipe.data.sequence_length, labelled_fraction(recipe)),
-        state_bytes=model_state(resolved, model, accumulated=rank_rows > micro),
+        state_bytes=model_state(resolved, model, accumulated=accumulation_steps > 1),
     )
 
 
@@ -161,7 +167,9 @@ def _largest_divisor(number: int, limit: int) -> int:
     return next(size for size in range(max(1, min(number, limit)), 0, -1) if number % size == 0)
 
 
-def _resolve(recipe: Recipe, model: ModelConfig, hardware: Hardware, micro_batch_size: int) -> Recipe:
+def _resolve(
+    recipe: Recipe, model: ModelConfig, hardware: Hardware, micro_batch_size: int, accumulation_steps: int
+) -> Recipe:
     """Put a value wherever the recipe says `auto`."""
     budget = hardware.memory_bytes if recipe.memory.budget == "auto" else recipe.memory.budget
     shape_keys = {
@@ -169,13 +177,13 @@ def _resolve(recipe: Recipe, model: ModelConfig, hardware: Hardware, micro_batch
     }
     if model.family != "llama":
         del shape_keys["num_key_value_heads"]
-    train = {"micro_batch_size": micro_batch_size, "device": hardware.kind}
-    accumulation_steps = recipe.train.global_batch_size // micro_batch_size
-    if recipe.train.compile == "auto":
-        train["compile"] = hardware.kind == "cuda"
     chosen: dict[str, dict[str, Any]] = {
         "model": shape_keys,
-        "train": train,
+        "train": {
+            "micro_batch_size": micro_batch_size,
+            "device": hardware.kind,
+            **instead_of_auto(recipe.train, compile=hardware.kind == "cuda"),
+        },
         **mechanisms.resolved_mechanisms(recipe, accumulation_steps),
         "sharding": instead_of_auto(recipe.sharding, engine="fsdp2", zero_stage=0, replicate=1, offload="none"),
         "memory": {"budget": budget},

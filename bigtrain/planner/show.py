@@ -30,7 +30,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from (f"warning      {warning}" for warning in plan.warnings)
     total = sum(plan.state_bytes.values())
     yield f"model state  {format_bytes(total)}; activations come on top"
-    for cause, size in plan.state_bytes.items():
+    for cause, size in plan.held_bytes.items():
         bar = "█" * round(BAR_WIDTH * size / total)
         yield f"  {cause:16} {format_bytes(size):>11}  {bar}"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
 from types import MethodType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +68,13 @@ def apply(
 
     `compiled` compiles each block too: "whole" as one graph, which recomputes inside itself, an error if it cannot be
     one; "parts" for blocks that break the graph, which run their compiled parts again, all of them.
-    Raises InputError for a list of the wrong length, an unknown name, `offload` on another device than CUDA, and
-    `selective` with "parts": compiled code does not show which products it holds.
+    Raises InputError for what is no list of modules or an empty one, a list of the wrong length, an unknown name,
+    `offload` on another device than CUDA, and `selective` with "parts": compiled code does not show which products it
+    holds.
     """
-    modules = list(blocks)
+    modules = _modules(blocks)
+    if compiled not in (None, *get_args(Compiled)):
+        raise InputError(f"recompute: compiled={compiled!r} is none of None, 'whole', 'parts'")
     policies = resolve(policy, len(modules))
     where = torch.device(device) if device is not None else _device_of(modules)
     check_device(policies, where.type)
@@ -101,6 +104,20 @@ def follow(
     recompute.set(policy, offloader, compiled)
     if recompute.around:
         block.compile(dynamic=True, fullgraph=compiled == "whole")
+
+
+def _modules(blocks: Any) -> list[nn.Module]:
+    """Return the blocks as a list. Raises InputError for a module that holds them somewhere, and for no blocks."""
+    if isinstance(blocks, nn.Module) and not isinstance(blocks, Iterable):
+        name = type(blocks).__name__
+        raise InputError(f"recompute: a {name} is no list of blocks; give the one inside it, such as model.layers")
+    modules = list(blocks)
+    for block in modules:
+        if not isinstance(block, nn.Module):
+            raise InputError(f"recompute: a {type(block).__name__} stands where a block should; give a list of modules")
+    if not modules:
+        raise InputError("recompute: the list of blocks is empty; give the model's repeated blocks")
+    return modules
 
 
 def _device_of(modules: Sequence[nn.Module]) -> torch.device:

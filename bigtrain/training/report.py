@@ -122,7 +122,7 @@ def _loss_chart(steps: Sequence[Row], evaluations: Sequence[Row]) -> Chart:
 
 def _memory_chart(steps: Sequence[Row], plan: Plan) -> Chart:
     lines = [line for key, (name, style) in MEMORY_LINES.items() for line in _lines(steps, key, name, style)]
-    return Chart("memory", "Peak memory", lines, "bytes", bar=plan.state_bytes, zero_based=True)
+    return Chart("memory", "Peak memory", lines, "bytes", bar=plan.held_bytes, zero_based=True)
 
 
 def _subtitle(plan: Plan) -> str:

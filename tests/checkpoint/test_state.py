@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bigtrain.amp.loss_scale import LossScale
+from bigtrain.amp.precision import apply
 from bigtrain.checkpoint import tensors
 from bigtrain.checkpoint.state import OPTIMIZER, STATE, WEIGHTS, TrainState, load_weights, optimizer_state, weights
 from bigtrain.checkpoint.store import CheckpointStore
 from bigtrain.engine import Engine
 from bigtrain.errors import CheckpointError
-from bigtrain.optim import Lamb
+from bigtrain.optim import AdamW, Lamb
+from bigtrain.optim.release import release
 
 
 class Tied(nn.Module):
@@ -50,27 +54,40 @@ OPTIMIZERS = {
     "fused": partial(torch.optim.AdamW, lr=0.1, fused=True),
     "lamb": partial(Lamb, lr=0.1),
     "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "own": partial(AdamW, lr=0.1, state="8bit"),
 }
 
 
-def state_of(optimizer: str = "adamw", *, width: int = 6, seed: int = 0) -> TrainState:
+def state_of(
+    optimizer: str = "adamw", *, width: int = 6, seed: int = 0, precision: str = "fp32", released: bool = False
+) -> TrainState:
     torch.manual_seed(seed)
     model = Tied(width)
-    built = OPTIMIZERS[optimizer](model.parameters())
+    if optimizer == "lean":
+        apply(model, "bf16", master_weights="split24")
+        built: Any = AdamW(model.parameters(), lr=1e-3, state="8bit", master_weights="split24")
+    else:
+        built = OPTIMIZERS[optimizer](model.parameters())
     for group in built.param_groups:
         group["initial_lr"] = group["lr"]
     engine = Engine(
-        model, built, micro_batch_size=4, shifted_labels=False, schedule=lambda _: 1.0, device=torch.device("cpu")
+        model,
+        built,
+        micro_batch_size=4,
+        shifted_labels=False,
+        schedule=lambda _: 1.0,
+        loss_scale=LossScale("cpu", precision=precision),
+        release=release(model.parameters(), built) if released else None,
     )
     return TrainState(engine, Position())  # type: ignore[arg-type]
 
 
-def take(state: TrainState, steps: Iterable[int]) -> None:
+def take(state: TrainState, steps: Iterable[int], max_norm: float | None = 1.0) -> None:
     for step in steps:
         ids = torch.arange(4) + step % 5
         for micro in state.engine.micro_batches({"ids": ids}):
             state.engine.backward(state.engine.model(**micro))
-        state.engine.step()
+        state.engine.step(max_norm)
         state.loader.position += 1
         state.tokens += 4
 
@@ -145,7 +162,7 @@ def test_a_state_of_an_unknown_parameter_is_refused(tmp_path: Path) -> None:
     folder = CheckpointStore(tmp_path).save(
         1,
         {WEIGHTS: dict(weights(state.engine.model)), OPTIMIZER: moments},
-        {STATE: '{"step": 1, "tokens": 1, "loader": {}, "optimizer_class": "AdamW", "optimizer": {}}'},
+        {STATE: json.dumps({"optimizer_class": "AdamW", "optimizer": counters})},
     )
     assert counters == {}
     with pytest.raises(CheckpointError, match="a state of 'elsewhere', which is not in the model"):
@@ -158,3 +175,39 @@ def test_states_of_another_optimizer_are_refused(tmp_path: Path) -> None:
     folder = save(state, tmp_path)
     with pytest.raises(CheckpointError, match="its optimizer states are of AdamW, not of Lamb; start a new run with"):
         state_of("lamb").restore(folder)
+
+
+def test_the_loss_scale_is_restored_to_the_bit(tmp_path: Path) -> None:
+    state = state_of(precision="fp16")
+    take(state, range(2))
+    for micro in state.engine.micro_batches({"ids": torch.arange(4)}):
+        state.engine.backward(state.engine.model(**micro) * 1e36)
+    assert state.engine.step().skipped
+    take(state, range(3, 6))
+    folder = save(state, tmp_path)
+    before = state.engine.loss_scale.state_dict()
+    assert before == {"scale": 2.0**15, "good_steps": 3}
+    other = state_of(precision="fp16", seed=99)
+    other.restore(folder)
+    assert other.engine.loss_scale.state_dict() == before
+    assert other.step == 6
+    take(state, range(6, 9))
+    take(other, range(6, 9))
+    assert other.engine.loss_scale.state_dict() == state.engine.loss_scale.state_dict() != before
+    assert all(torch.equal(one, mine) for one, mine in zip(bits(other), bits(state), strict=True))
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_weights_in_24_bits_and_moments_in_8_are_restored_to_the_bit(tmp_path: Path, released: bool) -> None:
+    whole, cut = state_of("lean", width=512, released=released), state_of("lean", width=512, released=released)
+    max_norm = None if released else 1.0
+    take(whole, range(7), max_norm)
+    take(cut, range(3), max_norm)
+    folder = save(cut, tmp_path)
+    assert tensors.read_header(folder / WEIGHTS)["embedding.weight"].dtype == torch.bfloat16
+    assert "embedding.weight.remainder" in tensors.read_header(folder / OPTIMIZER)
+    resumed = state_of("lean", width=512, seed=99, released=released)
+    resumed.restore(folder)
+    assert all(torch.equal(one, other) for one, other in zip(bits(resumed), bits(cut), strict=True))
+    take(resumed, range(3, 7), max_norm)
+    assert all(torch.equal(one, other) for one, other in zip(bits(resumed), bits(whole), strict=True))

@@ -129,7 +129,7 @@ def test_a_shipped_recipe_by_name(written):
 
 def test_faults_come_in_stages(written):
     name = written(RECIPE + "amp: {precison: bf16}\n")
-    unbuilt, unfit = "optimizer.name=muon", "model.num_attention_heads=5"
+    unbuilt, unfit = "train.on_spike=stop", "model.num_attention_heads=5"
     assert error_of(name, unbuilt, unfit).splitlines() == [
         "r.yaml:7: amp.precison: unknown key; did you mean 'precision'?"
     ]

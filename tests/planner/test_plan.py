@@ -84,6 +84,41 @@ def test_parameters_and_bytes_are_those_of_the_built_model(family: str, vocab_si
     assert planned.state_bytes["optimizer_state"] == 8 * stored + 4 * len(parameters)
 
 
+@pytest.mark.parametrize("micro", [2, 8])
+@pytest.mark.parametrize(
+    ("kept", "weights", "master", "gradients"), [("fp32", 4, 0, 4), ("split24", 2, 1, 2), ("none", 2, 0, 2)]
+)
+def test_bytes_of_each_way_to_keep_weights(micro: int, kept: str, weights: int, master: int, gradients: int) -> None:
+    planned = plan(recipe(amp={"precision": "bf16", "master_weights": kept}, train={"micro_batch_size": micro}))
+    with torch.device("meta"):
+        parameters = list(build_model(planned.model).parameters())
+    stored = sum(p.numel() for p in parameters)
+    assert planned.state_bytes == {
+        "weights": weights * stored,
+        "master_weights": master * stored,
+        "gradients": (4 if micro < 8 else gradients) * stored,
+        "optimizer_state": 8 * stored + 4 * len(parameters),
+    }
+
+
+def test_causes_that_hold_nothing_are_not_shown() -> None:
+    plain = plan(recipe(), hardware.cpu())
+    assert plain.state_bytes["master_weights"] == 0
+    assert list(plain.held_bytes) == ["weights", "gradients", "optimizer_state"]
+    assert "master_weights " not in plain.to_yaml()
+    released = plan(
+        recipe(
+            amp={"precision": "bf16", "master_weights": "split24"},
+            optimizer={"gradient_release": True},
+            train={"max_grad_norm": None},
+        ),
+        hardware.cpu(),
+    )
+    assert list(released.held_bytes) == ["weights", "master_weights", "optimizer_state"]
+    comment = next(line for line in released.to_yaml().splitlines() if "optimizer_state" in line)
+    assert "gradients" not in comment
+
+
 def test_the_length_in_tokens_becomes_steps() -> None:
     assert plan(recipe(train={"steps": None, "tokens": 1000})).total_steps == 8  # 128 tokens a step
     assert plan(recipe()).total_steps == 10
@@ -151,6 +186,12 @@ def test_a_warm_up_longer_than_the_epochs_is_refused_once_they_are_counted() -> 
     assert planned.with_rows(88).total_steps == 11
     with pytest.raises(RecipeError, match=r"optimizer.warmup_steps: 11 steps of warm-up are longer than the run of 10"):
         planned.with_rows(80)
+
+
+def test_a_mechanism_that_is_not_there_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"amp.precision: fp16 does not run on the CPU; it can fp32 and bf16$"):
+        plan(recipe(amp={"precision": "fp16"}), hardware.cpu())
+    assert plan(recipe(amp={"precision": "fp16"}), GPU).recipe.amp.precision == "fp16"
 
 
 def test_bf16_where_it_is_slow_is_a_warning() -> None:

@@ -25,3 +25,21 @@ def test_it_says_what_is_trained_and_what_it_holds() -> None:
 
 def test_epochs_are_shown_as_such() -> None:
     assert "1.5 epochs" in lines_of("train.epochs=1.5")
+
+
+def test_causes_that_hold_nothing_have_no_line() -> None:
+    causes = {line.split()[0] for line in lines_of().splitlines() if line.startswith("  ")}
+    assert causes == {"weights", "gradients", "optimizer_state"}
+    lean = lines_of(
+        "amp.precision=bf16", "amp.master_weights=split24", "optimizer.state=8bit", "optimizer.gradient_release=true",
+        "train.max_grad_norm=null", "train.global_batch_size=8", "train.micro_batch_size=8",
+    )  # fmt: skip
+    causes = {line.split()[0] for line in lean.splitlines() if line.startswith("  ")}
+    assert causes == {"weights", "master_weights", "optimizer_state"}
+    assert "in bf16" in lean
+
+
+def test_a_warning_has_its_line() -> None:
+    lines = lines_of("amp.precision=bf16", "amp.master_weights=none", "optimizer.learning_rate=1e-6").splitlines()
+    (line,) = [line for line in lines if line.startswith("warning") and "master_weights" in line]
+    assert line.startswith("warning      a learning rate of 1e-06 is too small for bf16 weights")

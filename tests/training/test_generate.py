@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import bigtrain
 from bigtrain.errors import CheckpointError, DataError
@@ -71,3 +72,17 @@ def test_an_empty_prompt_is_refused(gpt: TrainedModel) -> None:
 def test_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         load_trained(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt"])
+def test_a_model_of_a_lean_run_says_something(tiny_recipes: dict[str, Path], tmp_path: Path, family: str) -> None:
+    lean = (
+        *("amp.precision=bf16", "amp.master_weights=split24", "optimizer.state=8bit"),
+        *("optimizer.gradient_release=true", "train.max_grad_norm=null", "train.micro_batch_size=8"),
+    )
+    model = trained(tiny_recipes[family], tmp_path / "run", *lean, "train.steps=30", "train.eval_every=null")
+    assert {p.dtype for p in model.model.parameters()} == {torch.float32}
+    if family == "gpt":
+        assert len(continue_text(model, "red green", tokens=12)) > len("red green")
+    else:
+        assert len(fill_masks(model, "red [MASK] blue", choices=2)[0]) == 2

@@ -11,12 +11,26 @@ import pytest
 import torch
 
 import bigtrain
-from bigtrain.checkpoint.state import load_weights
+from bigtrain.checkpoint.state import OPTIMIZER, WEIGHTS, load_weights
+from bigtrain.checkpoint.tensors import read_header, read_tensors
 from bigtrain.engine import Engine
-from bigtrain.errors import BigtrainError, CheckpointError, DataError, Interrupted, ResumeError
+from bigtrain.errors import BigtrainError, CheckpointError, DataError, Interrupted, NonFiniteGradient, ResumeError
 from bigtrain.training import loop
 from bigtrain.training.loop import build_plan_model
 from bigtrain.training.metrics import read_metrics
+
+RELEASED = ("optimizer.gradient_release=true", "train.max_grad_norm=null", "train.micro_batch_size=8")
+LEAN = ("amp.precision=bf16", "amp.master_weights=split24", "optimizer.state=8bit", *RELEASED)
+CONSTANT = ("optimizer.schedule=constant", "optimizer.warmup_steps=2")
+"""A learning rate that does not depend on the length of the run."""
+WAYS = {
+    "adamw": (),
+    "lamb": ("optimizer.name=lamb",),
+    "lean": LEAN,
+    "coarse": ("amp.precision=bf16", "amp.master_weights=none", "optimizer.name=lamb", "optimizer.state=4bit"),
+    "muon": ("optimizer.name=muon", "optimizer.state=bf16", "recompute.policy=full"),
+    "adafactor": ("optimizer.name=adafactor", "amp.precision=bf16", "amp.master_weights=split24"),
+}
 
 
 def train(recipe: Path, folder: Path, *overrides: str) -> list[dict[str, Any]]:
@@ -78,13 +92,14 @@ def test_the_same_recipe_twice_is_bitwise_the_same_another_seed_is_not(
     assert losses(train(tiny_recipes[family], tmp_path / "c", "seed=7"))[2] != one[2]
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt"])
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+@pytest.mark.parametrize(
+    ("family", "way"), [("bert", way) for way in WAYS] + [("gpt", way) for way in ("adamw", "lamb", "lean")]
+)
 def test_a_run_that_is_cut_goes_on_bitwise(
-    tiny_recipes: dict[str, Path], tmp_path: Path, family: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+    tiny_recipes: dict[str, Path], tmp_path: Path, family: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = f"optimizer.name={optimizer}"
-    whole = train(tiny_recipes[family], tmp_path / "whole", name)
+    overrides = WAYS[way]
+    whole = train(tiny_recipes[family], tmp_path / "whole", *overrides)
     steps = 0
     plain = Engine.step
 
@@ -97,10 +112,38 @@ def test_a_run_that_is_cut_goes_on_bitwise(
 
     monkeypatch.setattr(Engine, "step", cut)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_recipes[family], tmp_path / "cut", name)
+        train(tiny_recipes[family], tmp_path / "cut", *overrides)
     monkeypatch.undo()
-    assert losses(train(tiny_recipes[family], tmp_path / "cut", name)) == losses(whole)
-    assert same_weights(tmp_path / "whole" / "step-00000012", tmp_path / "cut" / "step-00000012")
+    assert losses(train(tiny_recipes[family], tmp_path / "cut", *overrides)) == losses(whole)
+    for name in (WEIGHTS, OPTIMIZER):
+        one, other = (tmp_path / run / "step-00000012" / name for run in ("whole", "cut"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_lean_checkpoint_holds_seven_bytes_a_parameter_and_less(
+    tiny_recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    train(tiny_recipes["bert"], tmp_path / "run", *LEAN, "train.steps=1")
+    folder = tmp_path / "run" / "step-00000001"
+    stored = read_header(folder / WEIGHTS)
+    assert {entry.dtype for entry in stored.values()} == {torch.bfloat16}
+    keys = {name.rpartition(".")[2] for name in read_header(folder / OPTIMIZER)}
+    assert "remainder" in keys
+    held = {name: tensor for name, tensor in read_tensors(folder / OPTIMIZER) if name.endswith(".remainder")}
+    assert all(tensor.element_size() == 1 for tensor in held.values())
+    assert any(tensor.any() for tensor in held.values())
+    assert held.keys() == {f"{name}.remainder" for name in stored}
+
+
+@pytest.mark.parametrize("policy", ["full", "selective", "[none, full]"])
+def test_a_run_goes_on_with_another_recompute_bitwise(
+    tiny_recipes: dict[str, Path], tmp_path: Path, policy: str
+) -> None:
+    whole = losses(train(tiny_recipes["bert"], tmp_path / "whole"))
+    train(tiny_recipes["bert"], tmp_path / "run", "train.steps=5", "recompute.policy=none", *CONSTANT)
+    rows = train(tiny_recipes["bert"], tmp_path / "run", f"recompute.policy={policy}", *CONSTANT)
+    assert losses(rows) == losses(train(tiny_recipes["bert"], tmp_path / "constant", *CONSTANT))
+    assert losses(rows) != whole
 
 
 def test_a_signal_saves_and_stops(
@@ -244,9 +287,45 @@ def test_too_many_steps_that_are_not_finite(
     assert rows[-1]["skipped"] == 3
 
 
+def test_a_gradient_that_is_not_finite_ends_a_run_with_release(
+    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Engine.backward
+
+    def broken(engine: Engine, loss: torch.Tensor) -> None:
+        if engine.steps_taken == 9:  # the loss stays finite; the derivative of the root is infinite at 0, times 0
+            loss = loss + (next(engine.model.parameters()).sum() * 0).sqrt()
+        plain(engine, loss)
+
+    monkeypatch.setattr(Engine, "backward", broken)
+    with pytest.raises(NonFiniteGradient, match=r"^step 10: .*; the last good checkpoint is .*step-00000005") as caught:
+        train(tiny_recipes["gpt"], tmp_path / "run", *RELEASED)
+    assert caught.value.exit_code == 1
+    assert len(str(caught.value).splitlines()) == 1
+    assert [folder.name for folder in (tmp_path / "run").glob("step-*")] == ["step-00000005"]
+    monkeypatch.undo()
+    assert losses(train(tiny_recipes["gpt"], tmp_path / "run", *RELEASED)) == losses(
+        train(tiny_recipes["gpt"], tmp_path / "whole", *RELEASED)
+    )
+
+
+def test_with_release_steps_whose_loss_is_not_finite_are_skipped(
+    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Engine.backward
+    monkeypatch.setattr(
+        Engine, "backward", lambda engine, loss: plain(engine, loss * (float("inf") if engine.steps_taken == 3 else 1))
+    )
+    rows = [row for row in train(tiny_recipes["gpt"], tmp_path / "run", *RELEASED) if "loss" in row]
+    assert [row["skipped"] for row in rows] == [0] * 3 + [1] * 9
+    assert rows[3]["loss"] == "inf"
+
+
 @pytest.mark.parametrize("change", ["amp.precision=bf16", "train.max_grad_norm=null", "optimizer.schedule=cosine",
                                     "train.epochs=0.3", "data.packing=false", "train.z_loss=1e-4",
-                                    "train.label_smoothing=0.1", "train.attention_dropout=0.1"])  # fmt: skip
+                                    "train.label_smoothing=0.1", "train.attention_dropout=0.1",
+                                    "optimizer.name=muon", "optimizer.name=adafactor", "optimizer.state=8bit",
+                                    "optimizer.state=4bit"])  # fmt: skip
 def test_each_setting_trains(tiny_recipes: dict[str, Path], tmp_path: Path, change: str) -> None:
     plain = losses(train(tiny_recipes["bert"], tmp_path / "plain"))
     changed = losses(train(tiny_recipes["bert"], tmp_path / "changed", change))

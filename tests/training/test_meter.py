@@ -10,7 +10,7 @@ import torch
 import bigtrain
 from bigtrain.engine import StepResult
 from bigtrain.training import meter as meter_module
-from bigtrain.training.meter import Meter
+from bigtrain.training.meter import Meter, Skips
 
 
 class Clock:
@@ -31,32 +31,38 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def result(skipped: bool = False) -> StepResult:
-    return StepResult(torch.tensor(2.5, dtype=torch.float64), torch.tensor(0.5), skipped, 1e-3)
+    loss, norm = torch.tensor(2.5, dtype=torch.float64), torch.tensor(0.5)
+    return StepResult(loss, norm, torch.tensor(not skipped), 1e-3, torch.tensor(4.0))
 
 
 def test_rates_and_totals(tiny_recipes: dict[str, Path], clock: Clock) -> None:
     plan = bigtrain.plan(bigtrain.load_recipe(tiny_recipes["bert"]))
     meter = Meter(plan, 1e9, tokens=1000)
     for _ in range(4):
-        meter.count(result())
+        meter.count()
     clock.now += 2.0
     with meter.paused():
         clock.now += 50.0
-    row = meter.row(result(), 4, 1800)
+    row = meter.row(result(), 4, 1800, 2)
     assert row["tokens_per_second"] == pytest.approx(400)
     assert row["model_flops_per_second"] == pytest.approx(400 * plan.flops_per_token)
     assert row["mfu"] == row["hfu"] == pytest.approx(400 * plan.flops_per_token / 1e9)
     assert row["seconds"] == pytest.approx(2.0)
     assert row["loss"] == 2.5
+    assert row["loss_scale"] == 4.0
+    assert row["skipped"] == 2
     assert meter.seconds_left(10) == pytest.approx(5.0)
 
 
-def test_skipped_steps_are_counted_over_the_run(tiny_recipes: dict[str, Path], clock: Clock) -> None:
-    meter = Meter(bigtrain.plan(bigtrain.load_recipe(tiny_recipes["bert"])), 1e9, tokens=0)
-    for skipped in (False, True, True):
-        meter.count(result(skipped))
-        clock.now += 1
-    assert meter.row(result(), 3, 10)["skipped"] == 2
-    meter.count(result(True))
-    clock.now += 1
-    assert meter.row(result(), 4, 20)["skipped"] == 3
+def test_skipped_steps_are_counted_in_a_row_and_over_the_run() -> None:
+    skips = Skips(late=False)
+    assert [skips.add(result(skipped)) for skipped in (False, True, True)] == [False, True, True]
+    assert (skips.total, skips.in_a_row) == (2, 2)
+    assert not skips.add(result())
+    assert (skips.total, skips.in_a_row) == (2, 0)
+
+
+def test_on_a_gpu_a_step_is_asked_about_when_the_next_one_has_been_taken() -> None:
+    skips = Skips(late=True)
+    assert [skips.add(result(skipped)) for skipped in (True, True, False, False)] == [False, True, True, False]
+    assert (skips.total, skips.in_a_row) == (2, 0)

@@ -254,9 +254,9 @@ def test_device_memory_is_drawn_beside_the_host(tiny: Plan) -> None:
 
 def test_planned_state_stands_beside_memory(tiny: Plan) -> None:
     memory = list(charts(run(3), tiny))[-1]
-    assert memory.bar == tiny.state_bytes
+    assert memory.bar == tiny.held_bytes
     text = page(run(3), tiny, None)
-    assert text.count("<rect") == len(tiny.state_bytes)
+    assert text.count("<rect") == len(tiny.held_bytes)
     assert "optimizer state" in text
 
 

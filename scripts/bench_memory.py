@@ -79,10 +79,10 @@ LARGE_BASE = ["recipes/bert_large.yaml", "data.source=embedded", "train.device=c
               "logging.every_steps=1", "train.steps=3"]  # fmt: skip
 EXACT = ["amp.precision=fp32", *FULL]
 LARGE: dict[str, tuple[tuple[int, int], list[str]]] = {
+    "exact, release, 2 x 512": ((2, 512), [*EXACT, *RELEASE]),
     "exact, release, 8 x 128": ((8, 128), [*EXACT, *RELEASE]),
     "exact, clipped, 8 x 128": ((8, 128), EXACT),
     "AdamW quality, 8 x 128": ((8, 128), [*FULL, *RELEASE, *SPLIT24, "optimizer.state=8bit"]),
-    "exact, release, 2 x 512": ((2, 512), [*EXACT, *RELEASE]),
 }
 OFFLOAD = ["amp.precision=fp32", "recompute.policy=offload"]
 CUDA: dict[str, tuple[tuple[int, int], list[str]]] = {

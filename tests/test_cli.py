@@ -84,7 +84,7 @@ BAD_MECHANISMS = {
     "train.device=cpu amp.precision=fp16": "amp.precision: fp16 does not run on the CPU; it can fp32 and bf16",
     "train.device=cpu amp.precision=fp8": "amp.precision: fp8 does not run on the CPU; it can fp32 and bf16",
     "train.device=cpu recompute.policy=offload": "recompute.policy: offload on the CPU: ",
-    "recompute.policy=[full,none]": "recompute.policy: a list of 2 for ",
+    "recompute.policy=[full,none,full]": "recompute.policy: a list of 3 for 2 blocks",
     "amp.master_weights=split24": "amp.master_weights: split24 keeps weights in bf16, and amp.precision is fp32; use",
     "optimizer.name=adafactor optimizer.state=8bit": "optimizer.state: 8bit: adafactor keeps ",
     f"{ONE} optimizer.gradient_release=true": "optimizer.gradient_release: train.max_grad_norm: 1 clips by ",
@@ -117,7 +117,7 @@ def test_a_rate_too_small_for_bf16_weights_is_a_warning_with_the_number() -> Non
     assert planned.returncode == 0
     (line,) = [line for line in planned.stdout.splitlines() if "learning rate of 1e-05" in line]
     assert line.startswith("warning ")
-    assert "at least 6.1e-05" in line
+    assert "those of size 0.08 are 0.00049 apart, so it takes at least 0.00024" in line
 
 
 @pytest.mark.parametrize("edits", BAD)

@@ -81,7 +81,11 @@ class ModelTrace:
     outside: Outside
     accumulating: Outside
     again: frozenset[int] = field(default_factory=frozenset)
-    """Calls whose block runs once more later, so that its gradients exist when their backward comes."""
+    """Calls whose block runs once more later, so that its gradients exist when their backward comes.
+
+    Autograd adds up the gradients of all runs before it hands them over, so that here, and only here, the sum of the
+    parts is near the trace of the whole, and not equal to it.
+    """
 
     def peak_bytes(self, policies: str | Sequence[str], *, accumulated: bool = False) -> int:
         """Return the most bytes alive beyond parameters and buffers; `accumulated`: and beyond gradients, which exist.

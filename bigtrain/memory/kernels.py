@@ -72,8 +72,8 @@ def _sum(args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> int:
 
 
 def _safe_softmax(args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> int:
-    """Hold the plain softmax, which numbers are -inf, and which rows only have such (transformers/attention.cpp)."""
-    return out.nbytes + out.numel() + out.numel() // max(1, out.shape[-1])
+    """Hold which numbers are -inf, and which rows only have such (transformers/attention.cpp)."""
+    return out.numel() + out.numel() // max(1, out.shape[-1])
 
 
 def _layer_norm_backward(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:

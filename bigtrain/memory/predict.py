@@ -174,9 +174,7 @@ class Step:
         if self._numbers.gradient < FLOAT:
             self._ledger.passing(self._norm_elements(math.prod(shape)) * FLOAT)
         matrix = _is_matrix(name, shape)
-        self._ledger.passing(
-            optim_cost.tensor_temporary_bytes(section.name, shape, matrix=matrix, device=self._device)
-        )
+        self._ledger.passing(optim_cost.tensor_temporary_bytes(section.name, shape, matrix=matrix, device=self._device))
 
     def _norm_elements(self, elements: int) -> int:
         """Return how many elements of a low-precision gradient are converted at a time for its norm."""

@@ -209,7 +209,7 @@ def _unshared() -> tuple[int, int, int]:
 
 
 def _in_backward() -> bool:
-    return bool(torch._C._current_graph_task_id() != -1)  # type: ignore[attr-defined]
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def _accumulates() -> bool:

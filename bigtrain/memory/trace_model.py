@@ -1,21 +1,21 @@
-"""Any model traced by its blocks: one of each kind alone, and the model around them with stand-ins that keep nothing."""
+"""Any model traced by its blocks: one of each kind alone, and the model around them with stand-ins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 
 from bigtrain import batch as batches
 from bigtrain.errors import InputError
 from bigtrain.memory.blockwise import RECOMPUTE, BlockKind, Kept, ModelTrace, Outside, Span
-from bigtrain.memory.trace import Counting, as_fake, fake_like, fakes, holders
+from bigtrain.memory.stand_in import Call, Kind, Place, alone, bare, moves, stand_in
+from bigtrain.memory.trace import Counting, as_fake, fake_like
 from bigtrain.recompute.blocks import follow
 
 Loss = Callable[[Any], Tensor]
@@ -42,8 +42,8 @@ def trace_model(
     places = _places(model, blocks)
     fake = as_fake(model).train()
     args, kwargs = _arguments(sample, rows, real)
-    run = partial(_loss_of, fake, args, kwargs, loss)
-    session = _Session([fake.get_submodule(place) for place in places])
+    run = partial(_run, fake, args, kwargs, loss)
+    session = _Session(fake, [fake.get_submodule(place) for place in places])
     session.learn(run)
     kinds = tuple(session.price(kind) for kind in session.kinds)
     outside, accumulating = session.surround(run), session.surround(run)  # the second finds the first one's gradients
@@ -94,108 +94,35 @@ def _resized(value: Any, rows: int | None) -> Any:
     return fake_like(torch.empty((rows, *value.shape[1:]), dtype=value.dtype, device="meta"))
 
 
-def _loss_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss: Loss | None) -> Tensor:
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss: Loss | None) -> tuple[Any, Tensor]:
+    """Return what the model returns, which whoever calls it holds during the backward pass, and its loss."""
     out = model(*args, **kwargs)
     value = loss(out) if loss is not None else out if isinstance(out, Tensor) else getattr(out, "loss", None)
     if not isinstance(value, Tensor) or value.numel() != 1:
-        raise InputError(f"{type(model).__name__}: returns no scalar loss but {type(out).__name__}; give loss=...")
-    return value
+        kind = f"a tensor {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise InputError(f"{type(model).__name__}: returns no scalar loss but {kind}; give loss=...")
+    return out, value
 
 
-@dataclass(eq=False)
-class _Kind:
-    """Blocks that are alike: the first of them, what it was called with, and what it returned."""
-
-    block: nn.Module
-    signature: Any
-    leaves: list[Any]
-    spec: TreeSpec
-    outs: list[Any]
-    """The output's leaves: of an input its place, else the leaf."""
-    out_spec: TreeSpec
-    shared: set[int] = field(default_factory=set)
-    """Places of inputs without gradient that its backward waits for."""
-
-    @property
-    def moving(self) -> list[Tensor]:
-        """The inputs that get a gradient."""
-        return [leaf for leaf in self.leaves if _moves(leaf)]
-
-    @property
-    def made(self) -> list[Tensor]:
-        """The outputs through which gradients come."""
-        return [leaf for leaf in self.outs if _moves(leaf)]
-
-    def output(self, made: Sequence[Tensor], leaves: Sequence[Any]) -> Any:
-        """Return the output as the block would, of new tensors and the inputs that it hands on."""
-        new = iter(made)
-        outs = [next(new) if _moves(leaf) else leaves[leaf.place] if isinstance(leaf, _Place) else leaf for leaf in self.outs]
-        return tree_unflatten(outs, self.out_spec)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """An output that is the input at this place."""
-
-    place: int
-
-
-@dataclass(eq=False)
-class _Call:
-    """One run of a block: how long the count's timeline was, and what was alive, as it began and ended, both ways."""
-
-    block: nn.Module
-    kind: _Kind
-    counting: Counting | None = None
-    marks: dict[str, tuple[int, int]] = field(default_factory=dict)
-    held: list[Any] = field(default_factory=list)
-
-    def mark(self, moment: str) -> None:
-        if self.counting is not None:
-            self.marks[moment] = (len(self.counting.timeline), self.counting.live)
-
-
-class _StandIn(torch.autograd.Function):
-    """New tensors in place of others, both ways, and nothing kept: what it stands for is between the marks."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, outs: list[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.call = call
-        ctx.inputs = [tensor.detach().to("meta") if tensor.numel() else None for tensor in inputs]
-        return tuple(_blank(tensor, inputs[0].device) for tensor in outs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        call, device = ctx.call, grads[0].device
-        call.mark("arrived")
-        gradients = tuple(None if tensor is None else _blank(tensor, device) for tensor in ctx.inputs)
-        call.held.clear()
-        call.mark("left")
-        return None, None, *gradients
-
-
-def _blank(tensor: Tensor, device: torch.device) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-
-
-def _stand_in(call: _Call, outs: list[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return tensors like `outs` that depend on the inputs; none among those still gets a gradient, as of weights."""
-    root = torch.empty(0, requires_grad=True)
-    made: tuple[Tensor, ...] = _StandIn.apply(call, outs, root, *inputs)  # type: ignore[no-untyped-call]
-    return made
+def gradient_bytes(module: nn.Module) -> int:
+    """Return the bytes of the gradients that the parameters of a module have."""
+    return sum(parameter.grad.nbytes for parameter in module.parameters() if parameter.grad is not None)
 
 
 class _Session:
     """One model's blocks: which kinds there are, what each holds, and what the model holds around them."""
 
-    def __init__(self, blocks: list[nn.Module]) -> None:
-        self.kinds: list[_Kind] = []
-        self.calls: list[_Call] = []
+    def __init__(self, model: nn.Module, blocks: list[nn.Module]) -> None:
+        self._model = model
+        self.kinds: list[Kind] = []
+        self.calls: list[Call] = []
         self._places = {block: place for place, block in enumerate(blocks)}
+        self._numbering = set.intersection(*(set(_settings(block, place)) for place, block in enumerate(blocks)))
+        """Settings that are each block's own number."""
         for block in blocks:
             follow(block, "none")
 
-    def learn(self, run: Callable[[], Tensor]) -> None:
+    def learn(self, run: Callable[[], tuple[Any, Tensor]]) -> None:
         """Find the kinds, and what each returns, by running one of each."""
         with Counting().running(), self._replaced(self._met):
             run()
@@ -222,25 +149,27 @@ class _Session:
 
     def _met(self, block: nn.Module, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         leaves, spec = tree_flatten((args, kwargs))
-        signature = (_structure(block, self._places[block]), spec, [_described(leaf) for leaf in leaves])
+        settings = {key: value for key, value in _settings(block).items() if key not in self._numbering}
+        signature = (settings, _structure(block), spec, [_described(leaf) for leaf in leaves])
         kind = next((kind for kind in self.kinds if kind.signature == signature), None)
         if kind is None:
             outs, out_spec = tree_flatten(plain(*args, **kwargs))
             numbers = {id(leaf): place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-            outs = [_Place(numbers[id(leaf)]) if id(leaf) in numbers else _bare(leaf) for leaf in outs]
-            kind = _Kind(block, signature, [_bare(leaf) for leaf in leaves], spec, outs, out_spec)
+            outs = [Place(numbers[id(leaf)]) if id(leaf) in numbers else bare(leaf) for leaf in outs]
+            kind = Kind(block, signature, [bare(leaf) for leaf in leaves], spec, outs, out_spec)
             self.kinds.append(kind)
-        call = _Call(block, kind)
+        call = Call(block, kind)
         self.calls.append(call)
-        return kind.output(_stand_in(call, kind.made, [leaf for leaf in leaves if _moves(leaf)]), leaves)
+        return kind.output(stand_in(call, kind.made, [leaf for leaf in leaves if moves(leaf)]), leaves)
 
-    def price(self, kind: _Kind) -> BlockKind:
+    def price(self, kind: Kind) -> BlockKind:
         """Trace a block alone under each policy."""
         by_policy, gradients = {}, 0
         for policy in RECOMPUTE:
             follow(kind.block, policy)  # type: ignore[arg-type]
-            forward, kept, backward, gradients = _alone(kind)
-            by_policy[policy] = Kept(forward, kept, backward, _alone(kind)[2])
+            forward, kept, backward = alone(kind)
+            gradients = gradient_bytes(kind.block)
+            by_policy[policy] = Kept(forward, kept, backward, alone(kind)[2])
             for parameter in kind.block.parameters():
                 parameter.grad = None
         follow(kind.block, "none")
@@ -253,7 +182,7 @@ class _Session:
             by_policy=by_policy,
         )
 
-    def surround(self, run: Callable[[], Tensor]) -> Outside:
+    def surround(self, run: Callable[[], tuple[Any, Tensor]]) -> Outside:
         """Trace the model around its blocks, which keep nothing but the inputs that all of them share."""
         counting, order = Counting(), iter(self.calls)
 
@@ -262,18 +191,23 @@ class _Session:
             call.counting = counting
             call.marks.clear()
             call.mark("begun")
-            made = _stand_in(call, call.kind.made, [leaf for leaf in leaves if _moves(leaf)])
+            made = stand_in(call, call.kind.made, [leaf for leaf in leaves if moves(leaf)])
             call.held = [leaves[place] for place in call.kind.shared]
             call.mark("done")
             return call.kind.output(made, leaves)
 
         with counting.running(), self._replaced(replay):
-            torch.autograd.backward(run())
+            out, loss = run()
+            torch.autograd.backward(loss)
+            del out, loss
         return self._spans(counting)
 
     def _spans(self, counting: Counting) -> Outside:
         marks = [call.marks for call in self.calls]
-        ends = [*(m[name] for m in marks for name in ("begun", "done")), *(m.get(name) for m in reversed(marks) for name in ("arrived", "left"))]
+        ends = [
+            *(m[name] for m in marks for name in ("begun", "done")),
+            *(m.get(name) for m in reversed(marks) for name in ("arrived", "left")),
+        ]
         moments = [moment for moment in ends if moment is not None]
         if len(moments) < len(ends) or moments != sorted(moments, key=lambda moment: moment[0]):
             raise InputError("blocks do not run one after the other, forward and back; trace the whole step instead")
@@ -288,44 +222,8 @@ class _Session:
             forward=tuple(span(start, m["begun"]) for start, m in zip(starts, marks, strict=False)),
             turn=span(starts[-1], back[-1]),
             backward=tuple(span(m["left"], stop) for m, stop in zip(marks, back, strict=False)),
-            gradient_bytes=counting.live,
+            gradient_bytes=gradient_bytes(self._model),
         )
-
-
-def _alone(kind: _Kind) -> tuple[int, int, int, int]:
-    """Trace one block; return F, K and B as `blockwise` defines them, and what is alive in the end: its gradients."""
-    counting = Counting()
-    before = _Call(kind.block, kind, counting)
-    after = _Call(kind.block, kind, counting)
-    others = [place for place, leaf in enumerate(kind.leaves) if isinstance(leaf, Tensor) and not _moves(leaf)]
-    with counting.running():
-        unheld = [holders((kind.leaves[place],)) for place in others]
-        inputs = iter(_stand_in(before, kind.moving, []))
-        args, kwargs = tree_unflatten([next(inputs) if _moves(leaf) else leaf for leaf in kind.leaves], kind.spec)
-        del inputs
-        before.mark("begun")
-        out = kind.block(*args, **kwargs)
-        before.mark("done")
-        del args, kwargs
-        (scalar,) = _stand_in(after, [torch.empty((), device="meta")], [leaf for leaf in tree_flatten(out)[0] if _moves(leaf)])
-        del out
-        kept = counting.live - scalar.nbytes
-        kind.shared.update(p for p, was in zip(others, unheld, strict=True) if holders((kind.leaves[p],)) != was)
-        torch.autograd.backward(scalar)
-        del scalar
-    begun, done, left, arrived = (before.marks["begun"], before.marks["done"], after.marks["left"], before.marks["arrived"])
-    forward = max(counting.timeline[begun[0] : done[0]], default=begun[1]) - begun[1]
-    backward = max(counting.timeline[left[0] : arrived[0]], default=left[1]) - left[1]
-    return forward, kept, backward, counting.live
-
-
-def _moves(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.requires_grad
-
-
-def _bare(leaf: Any) -> Any:
-    """Return a tensor that gets a gradient without the graph that it came from."""
-    return leaf.detach().requires_grad_() if _moves(leaf) else leaf
 
 
 def _described(leaf: Any) -> Any:
@@ -334,14 +232,18 @@ def _described(leaf: Any) -> Any:
     return leaf if isinstance(leaf, (bool, int, float, str, type(None))) else type(leaf)
 
 
-def _structure(block: nn.Module, place: int) -> Any:
-    """Return what tells blocks apart: classes, settings (but for the block's own number) and shapes."""
-    modules = [
-        (name, type(module), {k: v for k, v in vars(module).items() if _is_setting(v, place)})
-        for name, module in block.named_modules()
-    ]
+def _structure(block: nn.Module) -> Any:
+    """Return the classes of a block's modules and the shapes of its parameters."""
+    modules = [(name, type(module)) for name, module in block.named_modules()]
     return modules, [(name, *_described(parameter)) for name, parameter in block.named_parameters()]
 
 
-def _is_setting(value: Any, place: int) -> bool:
-    return isinstance(value, (bool, float, str)) or (isinstance(value, int) and value != place)
+def _settings(block: nn.Module, value: int | None = None) -> dict[tuple[str, str], Any]:
+    """Return the plain attributes of a block's modules; with a value, only integers that are equal to it."""
+    return {
+        (name, key): setting
+        for name, module in block.named_modules()
+        for key, setting in vars(module).items()
+        if isinstance(setting, (bool, int, float, str))
+        and (value is None or (type(setting) is int and setting == value))
+    }

@@ -111,6 +111,8 @@ class Operations:
         def backward(grad: Storage, kept: list[Storage]) -> Gradients:
             dx = self._rms_norm_backward(n, w) if composed else self.ledger.hold(x_size, "temporaries")
             made = [(f"{name}.{p}", self.ledger.hold(w * numbers.gradient, "gradients")) for p in parameters]
+            if statistics == 2 and self.device == "cpu":
+                self.ledger.passing(self.threads * 2 * w * FLOAT)
             return Gradients([dx], made)
 
         x_size = n * w * numbers.activation
@@ -178,19 +180,17 @@ class Operations:
 
     def rotate(self, x: Value, tables: Sequence[Storage], n: int, heads: int, head_dim: int) -> Value:
         """Turn the first heads; keeps the angles only, which all blocks share."""
-        size, half = x.size, n * heads * head_dim // 2 * FLOAT
+        size, half, angles = x.size, n * heads * head_dim // 2 * FLOAT, n * head_dim // 2 * FLOAT
+        products = [half] * (3 if self.numbers.low else 2)  # of low numbers with fp32 ones, a copy is made first
 
-        def turned(cause: str) -> Storage:
-            out = self.ledger.hold(size, cause)
-            self.ledger.passing(half, half)
-            return out
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            dx = self.ledger.hold(size, "temporaries")
+            self.ledger.passing(angles, *products)
+            return Gradients([dx], [])
 
-        return self.ledger.made(
-            turned("activations"),
-            [x],
-            self.ledger.keep(tables),
-            lambda grad, kept: Gradients([turned("temporaries")], []),
-        )
+        out = self.ledger.hold(size)
+        self.ledger.passing(*products)
+        return self.ledger.made(out, [x], self.ledger.keep(tables), backward)
 
     def gather(self, x: Value, m: int, w: int) -> Value:
         """Pick m rows of x; its gradient is as large as x."""
@@ -201,4 +201,3 @@ class Operations:
             self.ledger.keep([]),
             lambda grad, kept: Gradients([self.ledger.hold(size, "temporaries")], []),
         )
-

@@ -11,11 +11,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from bigtrain.errors import InputError
+from bigtrain.optim.cost import NORM_CHUNK_ELEMENTS
 from bigtrain.optim.pieces import split
 from bigtrain.optim.piecewise import Piecewise
-
-NORM_CHUNK_ELEMENTS = 2**20
-"""Gradients below fp32 are converted so many elements at a time for their norm."""
 
 
 class Release:

@@ -28,8 +28,10 @@ ATTENTION = frozenset(
         "torch_attn::_varlen_attn",
     }
 )
-VIEWS = frozenset({"aten::view", "aten::_unsafe_view", "aten::t", "aten::transpose", "aten::detach", "aten::alias"})
-"""What may stand between a product and the rounding of its result."""
+VIEWS = frozenset(
+    {"aten::view", "aten::_unsafe_view", "aten::t", "aten::transpose", "aten::detach", "aten::alias", "prim::device"}
+)
+"""What may stand between a product and the rounding of its result; a fake tensor's device is an operation too."""
 CAST = "aten::_to_copy"
 
 

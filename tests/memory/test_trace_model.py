@@ -78,6 +78,7 @@ def whole(model: nn.Module, batch: dict[str, Any], policies: str | list[str], *,
     return trace(run).peak_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "gpt", "llama"])
 def test_own_models_add_up_to_the_byte(family: str) -> None:
     model, batch = own(family), unpad(rows(4))

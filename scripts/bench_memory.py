@@ -69,7 +69,7 @@ PRICED = [
     "model.num_attention_heads=8", "data.vocab_size=8192", "train.masking_probability=0.15", "train.device=cpu",
     "train.dropout=0.1", "train.steps=1000", "train.compile=false",
 ]  # fmt: skip
-WARM_UP_STEPS, TIMED_STEPS = 2, 7
+WARM_UP_STEPS, TIMED_STEPS = 2, 5
 
 LOSS_STEPS = 300
 RECIPES = ("quickstart_bert", "quickstart_gpt")

@@ -24,7 +24,8 @@ class Fixed(nn.Module):
 
     def evaluate(self, labels: Tensor, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
         self.modes.append(self.training)
-        return labels.double().sum(), (labels == 1).sum(), torch.tensor(len(labels))
+        counted = labels[labels != -100]
+        return counted.double().sum(), (counted == 1).sum(), torch.tensor(len(counted))
 
 
 def batch(labels: list[int]) -> dict[str, Tensor]:

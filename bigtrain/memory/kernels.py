@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigtrain.models.attention_cost import flash_split
+
 TRANSPOSED_SIDE = 60
 """A transposed matrix is copied through a square of this side, if it has at least as many numbers as one (Copy.cpp)."""
 
@@ -87,22 +89,16 @@ def _layer_norm_backward(args: Sequence[Any], kwargs: Mapping[str, Any], out: An
 def _flash(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
     """Hold each thread's scores, of low-precision inputs rounded too, its sums and its output (FlashAttention)."""
     query, key = args[0], args[1]
-    queries, scores = _flash_split(query.shape[2], key.shape[2])
+    queries, scores = flash_split(query.shape[2], key.shape[2])
     low = scores * query.itemsize if query.itemsize < 4 else 0
     return torch.get_num_threads() * (4 * (scores + queries * (2 + int(query.shape[3]))) + low)
 
 
 def _flash_backward(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
     query, key = args[1], args[2]
-    queries, scores = _flash_split(query.shape[2], key.shape[2])
+    queries, scores = flash_split(query.shape[2], key.shape[2])
     low = 2 * scores * query.itemsize + 4 * queries if query.itemsize < 4 else 0
     return torch.get_num_threads() * (8 * scores + int(low))
-
-
-def _flash_split(queries: int, keys: int) -> tuple[int, int]:
-    """Return how many queries a thread works on at once, and how many scores they have (FlashAttentionKernel.cpp)."""
-    block = min(queries, 256 if queries >= 768 else 64 if queries >= 192 else 32)
-    return block, block * min(keys, 512)
 
 
 def _copy(args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> int:

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import accumulate
 
 from torch.profiler import ProfilerActivity, profile
 
+from bigtrain.memory.report import Timeline
+
 MEMORY_EVENT = "[memory]"
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Bytes of tensors that are alive, beyond those that were before: after each allocation and release, in order."""
-
-    timeline: tuple[int, ...]
-
-    @property
-    def peak_bytes(self) -> int:
-        return max(self.timeline, default=0)
-
-    @property
-    def end_bytes(self) -> int:
-        return self.timeline[-1] if self.timeline else 0
-
-
-def measure(run: Callable[[], object]) -> Measurement:
+def measure(run: Callable[[], object]) -> Timeline:
     """Return what a call allocates and releases on the CPU.
 
     What lies in unreachable cycles is collected first: released inside, it would count against the call.
@@ -39,4 +25,4 @@ def measure(run: Callable[[], object]) -> Measurement:
     assert results is not None and results.kineto_results is not None
     events = [event for event in results.kineto_results.events() if event.name() == MEMORY_EVENT]
     events.sort(key=lambda event: event.start_ns())
-    return Measurement(tuple(accumulate(event.nbytes() for event in events)))
+    return Timeline(tuple(accumulate(event.nbytes() for event in events)))

@@ -1,4 +1,4 @@
-"""Bytes held at the peak of a step, by cause."""
+"""Bytes held in a step: at its peak by cause, and from beginning to end."""
 
 from __future__ import annotations
 
@@ -27,3 +27,18 @@ class MemoryReport:
     @property
     def allocated_bytes_peak(self) -> int:
         return sum(self.by_cause.values())
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Bytes of tensors that are alive, beyond those that were before: after each allocation and release, in order."""
+
+    timeline: tuple[int, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.timeline, default=0)
+
+    @property
+    def end_bytes(self) -> int:
+        return self.timeline[-1] if self.timeline else 0

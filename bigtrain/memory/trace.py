@@ -12,7 +12,6 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -32,27 +31,13 @@ from torch.utils._pytree import tree_leaves
 
 from bigtrain.errors import InputError
 from bigtrain.memory.kernels import corrected, dense, in_place, inner_bytes
+from bigtrain.memory.report import Timeline
 
 _FAKES = FakeTensorMode(allow_non_fake_inputs=True)
 """One for the process: fake tensors of different modes do not mix."""
 
 UNTRACEABLE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 """What fake tensors raise where an operation reads numbers, or a shape depends on them."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Bytes of tensors that are alive, beyond those that were before: after each allocation and release, in order."""
-
-    timeline: tuple[int, ...]
-
-    @property
-    def peak_bytes(self) -> int:
-        return max(self.timeline, default=0)
-
-    @property
-    def end_bytes(self) -> int:
-        return self.timeline[-1] if self.timeline else 0
 
 
 @contextmanager
@@ -94,7 +79,7 @@ def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
         yield from (value for value in vars(module).values() if isinstance(value, Tensor) and not value.requires_grad)
 
 
-def trace(run: Callable[[], object], *, condition: bool | None = None) -> Trace:
+def trace(run: Callable[[], object], *, condition: bool | None = None) -> Timeline:
     """Return what a call would allocate and release on fake tensors, on the CPU as `measure` measures the real call.
 
     `run` uses a model and an optimizer that were built inside `fakes()` or come from `as_fake`; other tensors may be
@@ -106,7 +91,7 @@ def trace(run: Callable[[], object], *, condition: bool | None = None) -> Trace:
     gc.collect()
     with counting.running():
         run()
-    return Trace(tuple(counting.timeline))
+    return Timeline(tuple(counting.timeline))
 
 
 class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -214,10 +214,10 @@ class Composed:
         return self._ledger.hold(size, "temporaries")
 
 
-def flash_split(length: int) -> tuple[int, int]:
+def flash_split(length: int, keys: int | None = None) -> tuple[int, int]:
     """Return how many queries torch's flash kernel for CPUs works on at once in a thread, and scores: by 512 keys.
 
     Source: aten/src/ATen/native/cpu/FlashAttentionKernel.cpp, torch 2.13.
     """
     queries = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
-    return queries, queries * min(length, 512)
+    return queries, queries * min(length if keys is None else keys, 512)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigtrain.memory.measure import Measurement, measure
+from bigtrain.memory.measure import measure
+from bigtrain.memory.report import Timeline
 
 
 def test_the_peak_and_the_end_of_a_call() -> None:
@@ -43,4 +44,4 @@ def test_a_call_that_holds_nothing() -> None:
 
 
 def test_a_measurement_without_events() -> None:
-    assert Measurement(()).peak_bytes == Measurement(()).end_bytes == 0
+    assert Timeline(()).peak_bytes == Timeline(()).end_bytes == 0

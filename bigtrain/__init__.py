@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from bigtrain.engine import Engine, StepResult, prepare
     from bigtrain.launcher import launch
     from bigtrain.planner.plan import Plan, plan
+    from bigtrain.planning_model import plan_model
+    from bigtrain.profiling import profile
     from bigtrain.training.loop import train
 
 __version__ = "0.1.0"
@@ -47,7 +49,9 @@ __all__ = [
     "launch",
     "load_recipe",
     "plan",
+    "plan_model",
     "prepare",
+    "profile",
     "train",
 ]
 
@@ -59,7 +63,9 @@ _HOMES = {
     "launch": "launcher",
     "load_recipe": "config.load",
     "plan": "planner.plan",
+    "plan_model": "planning_model",
     "prepare": "engine",
+    "profile": "profiling",
     "train": "training.loop",
 }
 

@@ -13,6 +13,7 @@ from bigtrain.errors import BigtrainError, InputError
 
 if TYPE_CHECKING:
     from bigtrain.config.schema import Recipe
+    from bigtrain.planner.hardware import Hardware
     from bigtrain.planner.plan import Plan
 
 app = typer.Typer(
@@ -44,17 +45,18 @@ def launch(
     allow: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A key that may differ on resume.")] = None,
 ) -> None:
     """Plan, then train; the same command again resumes."""
-    from bigtrain.launcher import fetch_tokenizer
+    from bigtrain.launcher import fetch_tokenizer, plan_again
     from bigtrain.launcher import launch as start
 
+    loaded = _load(recipe, overrides)
+    folder = run_dir or Path("runs") / loaded.name
     if not dry_run:
-        fetch_tokenizer(_load(recipe, overrides))
-    loaded, planned = _plan(recipe, overrides)
+        fetch_tokenizer(loaded)
+    planned = plan_again(loaded, folder)
     if dry_run:
         print(planned.to_yaml())
         _print_plan(planned)
         return
-    folder = run_dir or Path("runs") / loaded.name
     code = start(planned, folder, allowed=allow or [])
     if code == 0:
         example = '"The [MASK] of the file."' if planned.model.family == "bert" else '"def "'
@@ -66,17 +68,52 @@ def launch(
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="A device of the table; cpu is this one.")] = None,
+    memory_budget: Annotated[str | None, typer.Option(metavar="SIZE", help="What a device may hold: 24GiB.")] = None,
+    world_size: Annotated[int | None, typer.Option(min=1, help="So many ranks.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Show the speed at every memory budget.")] = False,
+    png: Annotated[Path | None, typer.Option(help="With --sweep: draw it to a file, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the plan, itself a recipe, to a file.")] = None,
 ) -> None:
-    """Show what is known of a recipe before it runs: parameters, FLOPs, bytes of model state, batches."""
-    _, planned = _plan(recipe, overrides)
+    """Predict memory and speed without the device: the fastest choice that fits, and why the others lost."""
+    if png is not None and not sweep:
+        raise InputError("command line: --png: draws what --sweep finds; add --sweep")
+    hardware = _hardware(device)
+    budget = [] if memory_budget is None else [f"memory.budget={memory_budget}"]
+    loaded = _load(recipe, [*(overrides or []), *budget])
+    if sweep:
+        _sweep(loaded, hardware, world_size, png, as_json)
+        return
+    from bigtrain.planner.plan import plan as make_plan
+
+    planned = make_plan(loaded, hardware, world_size=world_size)
     if output is not None:
         _write(output, planned.to_yaml(), "w")
     if as_json:
-        print(json.dumps(_plan_object(planned), indent=1))
+        print(json.dumps(planned.as_object(), indent=1))
     else:
         _print_plan(planned)
+
+
+@app.command()
+def profile(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that needs no network.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture.")] = None,
+) -> None:
+    """Run a few real steps: memory measured beside predicted, by cause, by block, over time."""
+    from bigtrain.launcher import adopt_environment
+    from bigtrain.planner.plan import plan as make_plan
+
+    planned = make_plan(_load(recipe, overrides))
+    adopt_environment(planned.hardware.kind)
+    from bigtrain.profiling.output import present
+    from bigtrain.profiling.recipe import profile_recipe
+
+    present(profile_recipe(planned), as_json=as_json, html=html, png=png)
 
 
 @app.command()
@@ -195,25 +232,23 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
     return load_recipe(recipe, overrides or [])
 
 
-def _plan(recipe: str, overrides: list[str] | None) -> tuple[Recipe, Plan]:
-    from bigtrain.planner.plan import plan as make_plan
+def _hardware(device: str | None) -> Hardware | None:
+    from bigtrain.planner.hardware import of_name
 
-    loaded = _load(recipe, overrides)
-    return loaded, make_plan(loaded)
+    return None if device is None else of_name(device)
 
 
-def _plan_object(planned: Plan) -> dict[str, object]:
-    return {
-        "choice": {
-            "micro_batch_size": planned.micro_batch_size,
-            "accumulation_steps": planned.accumulation_steps,
-        },
-        "memory": {"state_bytes": sum(planned.state_bytes.values()), "by_cause": dict(planned.state_bytes)},
-        "parameters": planned.parameters,
-        "flops_per_token": planned.flops_per_token,
-        "steps": planned.total_steps,
-        "device": planned.hardware.name,
-    }
+def _sweep(recipe: Recipe, hardware: Hardware | None, world_size: int | None, png: Path | None, as_json: bool) -> None:
+    from bigtrain.planner.frontier import frontier_lines, frontier_picture
+    from bigtrain.planner.plan import sweep
+
+    points = sweep(recipe, hardware, world_size=world_size)
+    if png is not None:
+        frontier_picture(points, png)
+    if as_json:
+        print(json.dumps([point.as_object() for point in points], indent=1))
+    else:
+        print("\n".join(frontier_lines(points)))
 
 
 def _print_plan(planned: Plan) -> None:

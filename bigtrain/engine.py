@@ -182,12 +182,12 @@ def prepare(
     plan: Plan,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
     *,
-    blocks: type[nn.Module] | None = None,
+    blocks: type[nn.Module] | Sequence[nn.Module] | None = None,
 ) -> Engine:
     """Return an engine that trains a model as a plan says.
 
-    `optimizer` is called with the parameters once they are where they will stay. `blocks` is the class of the model's
-    repeated block; without it, the members of the longest ModuleList are taken. A model on the meta device is
+    `optimizer` is called with the parameters once they are where they will stay. `blocks` are the model's repeated
+    blocks or their class; without it, the members of the longest ModuleList are taken. A model on the meta device is
     initialised here. The order: place, precision, recompute, compile, optimizer, gradient release.
     Raises InputError for a model that has no blocks where the plan needs them, a policy list of another length, and an
     optimizer that cannot keep master weights as the plan says.
@@ -232,9 +232,10 @@ def compiled_as(plan: Plan) -> Literal["whole", "parts"]:
 
 def schedule_of(plan: Plan) -> Schedule:
     """Return the learning rate's factor as a function of the step. Raises ValueError while the length is in epochs."""
-    total = plan.total_steps
+    total, section = plan.total_steps, plan.recipe.optimizer
+    if total is None and section.schedule == "constant" and isinstance(section.warmup_steps, int):
+        total = 1  # it would only tell when the rate falls
     if total is None:
         raise ValueError("the plan's length is in epochs; call plan.with_rows(rows of the data) first")
-    section = plan.recipe.optimizer
     warmup = warmup_step_count(section.warmup_steps, total)
     return partial(learning_rate_factor, section.schedule, total_steps=total, warmup_steps=warmup)

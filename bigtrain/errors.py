@@ -7,6 +7,7 @@ BigtrainError
     CheckpointError     a checkpoint that is absent, damaged or of another model
       ResumeError         a run folder of another recipe
   DoesNotFit          over the memory budget: exit 3
+  OutOfMemory         in the middle of a run, whatever was predicted: exit 1
   NonFiniteGradient   found after gradient release had updated other weights: exit 1
   Interrupted         stopped by a signal after a checkpoint: exit 75
 """
@@ -72,9 +73,17 @@ class ResumeError(CheckpointError):
 
 
 class DoesNotFit(BigtrainError):
-    """The run needs more memory than its budget."""
+    """The run needs more memory than its budget, by `over_bytes`; `change` is the cheapest override that would fit."""
 
     exit_code = 3
+
+    def __init__(self, fault: Fault | str, *, over_bytes: int = 0, change: str = "") -> None:
+        self.over_bytes, self.change = over_bytes, change
+        super().__init__(str(fault))
+
+
+class OutOfMemory(BigtrainError):
+    """Memory ran out in a step; the lines say who holds it and what would fit."""
 
 
 class NonFiniteGradient(BigtrainError):

@@ -13,16 +13,21 @@ from pathlib import Path
 from types import FrameType
 
 from bigtrain.checkpoint import manifest
-from bigtrain.checkpoint.resume import check_resume, stored_recipe
+from bigtrain.checkpoint.resume import as_chosen_before, check_resume, stored_recipe
 from bigtrain.config.schema import ModelSection, Recipe
+from bigtrain.config.unbuilt import check_runnable
 from bigtrain.data.ensure import child_environment, ensure_prepared
 from bigtrain.data.packing import check_rows
 from bigtrain.data.vocabulary import TRAIN, vocabulary_size
 from bigtrain.errors import BigtrainError, Fault, RecipeError
-from bigtrain.planner.plan import Plan
+from bigtrain.planner.plan import Plan, plan
+from bigtrain.planner.settle import chosen_hardware
 
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 """glibc's name (mallopt(3)) for the size from which memory is mapped alone; once set, it no longer grows by itself."""
+
+ALLOCATOR = "PYTORCH_ALLOC_CONF"
+"""torch's settings of its caching allocator; the plan's prediction goes by these."""
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -33,6 +38,7 @@ def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str
     Launching the same plan into the same folder again goes on from its newest checkpoint. `allowed` are recipe keys
     that may differ from those the run was started with. Raises InputError before anything is started or written.
     """
+    check_runnable(plan.recipe)
     folder = Path(run_dir)
     check_resume(folder, plan.recipe, allowed)
     if not manifest.step_folders(folder):  # a run that has a checkpoint of its own starts from that
@@ -61,14 +67,30 @@ def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str
     return code
 
 
+def plan_again(recipe: Recipe, run_dir: Path) -> Plan:
+    """Plan a recipe for this machine; a run that is gone on with keeps what was chosen for it."""
+    hardware = chosen_hardware(recipe)
+    return plan(as_chosen_before(recipe, run_dir, hardware), hardware)
+
+
 def worker_environment(kind: str) -> dict[str, str]:
     """Return the environment of a training process.
 
     On the CPU, tensors of a mebibyte or more are mapped and unmapped one by one: in glibc's heap those of different
-    lifetimes leave holes between them, for BERT-Large 0.5 GiB of the resident memory. A value of the user's own stays.
+    lifetimes leave holes between them, for BERT-Large 0.5 GiB of the resident memory. On CUDA the allocator's segments
+    grow, so that they need not be of the right sizes. A value of the user's own stays.
     """
-    settings = {MMAP_THRESHOLD: str(2**20)} if kind == "cpu" else {}
-    return {**settings, **child_environment()}
+    return {**_allocator_settings(kind), **child_environment()}
+
+
+def adopt_environment(kind: str) -> None:
+    """Set in this process what a training process gets: torch reads its allocator's settings at the first use."""
+    for name, value in _allocator_settings(kind).items():
+        os.environ.setdefault(name, value)
+
+
+def _allocator_settings(kind: str) -> dict[str, str]:
+    return {MMAP_THRESHOLD: str(2**20)} if kind == "cpu" else {ALLOCATOR: "expandable_segments:True"}
 
 
 def _killed(number: int) -> str:

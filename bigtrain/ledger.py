@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 class Storage:
     """Bytes of a tensor, held from here until nothing refers to this object."""
 
-    __slots__ = ("_ledger", "cause", "size")
+    __slots__ = ("_ledger", "cause", "number", "size")
 
     def __init__(self, ledger: Ledger, size: int, cause: str) -> None:
         self.size, self.cause, self._ledger = size, cause, ledger
+        if ledger.recorder is not None:
+            self.number = ledger.recorder.allocate(size, cause, ledger.place)
         ledger.held[cause] += size
         now = ledger.now = ledger.now + size
         if now > ledger.peak:
@@ -35,6 +37,18 @@ class Storage:
             ledger.at_peak = dict(ledger.held)
         ledger.held[self.cause] -= self.size
         ledger.now -= self.size
+        if ledger.recorder is not None:
+            ledger.recorder.release(self.number)
+
+
+class Recorder(Protocol):
+    """Who writes down each allocation, where in the model it is made, and its release."""
+
+    def allocate(self, size: int, cause: str, place: str) -> int:
+        """Note an allocation and return its number."""
+
+    def release(self, number: int) -> None:
+        """Note the release of an allocation."""
 
 
 class Value(NamedTuple):
@@ -68,10 +82,10 @@ GradientReady: TypeAlias = "Callable[[str, Storage], None]"
 class Node:
     """An operation to be differentiated."""
 
-    __slots__ = ("backward", "kept", "parents")
+    __slots__ = ("backward", "kept", "parents", "place")
 
-    def __init__(self, parents: list[Node | None], kept: Kept, backward: Backward) -> None:
-        self.parents, self.kept, self.backward = parents, kept, backward
+    def __init__(self, parents: list[Node | None], kept: Kept, backward: Backward, place: str) -> None:
+        self.parents, self.kept, self.backward, self.place = parents, kept, backward, place
 
 
 class Kept:
@@ -89,9 +103,10 @@ class Kept:
 
 
 class Ledger:
-    """Bytes held now, their peak, and what held them then, by cause."""
+    """Bytes held now, their peak, and what held them then, by cause; `place` names what runs now."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self.recorder, self.place = recorder, ""
         self.now = self.peak = 0
         self.held: defaultdict[str, int] = defaultdict(int)
         self.at_peak: dict[str, int] | None = {}
@@ -103,15 +118,21 @@ class Ledger:
         """Return the bytes held at the peak by cause."""
         return dict(self.held if self.at_peak is None else self.at_peak)
 
+    def restart_peak(self) -> None:
+        """Forget the peak so far: from now on it is that of what is still to come."""
+        self.peak, self.at_peak = self.now, None
+
     def hold(self, size: int, cause: str = "activations") -> Storage:
         """Return new storage."""
         return Storage(self, size, cause)
 
     def passing(self, *sizes: int, cause: str = "temporaries") -> None:
         """Hold these together and let go of them at once: what an operation needs while it runs."""
-        total = sum(sizes)
-        if self.now + total > self.peak:
-            Storage(self, total, cause)
+        if self.recorder is not None:
+            together = [Storage(self, size, cause) for size in sizes]
+            del together
+        elif self.now + sum(sizes) > self.peak:
+            Storage(self, sum(sizes), cause)
 
     def product(self, size: int) -> Storage:
         """Return the output of a matrix product or of attention, which selective recomputation keeps."""
@@ -133,7 +154,7 @@ class Ledger:
 
     def made(self, storage: Storage, inputs: Sequence[Value], kept: Kept, backward: Backward) -> Value:
         """Return the output of an operation and note how it is differentiated, and what it keeps for that."""
-        node = Node([value.node for value in inputs], kept, backward)
+        node = Node([value.node for value in inputs], kept, backward, self.place)
         if self._region is None or not self._region.replaying:
             self.nodes.append(node)
         return Value(storage, node)
@@ -155,6 +176,7 @@ class Ledger:
         while self.nodes:
             node = self.nodes.pop()
             if node in buffers:
+                self.place = node.place
                 inputs, parameters = _run(node, buffers.pop(node))
                 for parent in reversed(node.parents):
                     storage = inputs.pop()

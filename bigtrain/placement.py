@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bigtrain.errors import InputError
 
@@ -18,7 +19,8 @@ def place(model: nn.Module, device: torch.device, *, seed: int) -> None:
     """
     tensors = [*model.parameters(), *model.buffers()]
     if not any(tensor.is_meta for tensor in tensors):
-        model.to(device)
+        if not all(_stands_on(tensor, device) for tensor in tensors):  # fake tensors cannot be moved, nor need they
+            model.to(device)
         return
     if not all(tensor.is_meta for tensor in tensors):
         raise InputError("the model is partly on the meta device; build all of it there, or all on a real device")
@@ -34,6 +36,10 @@ def place(model: nn.Module, device: torch.device, *, seed: int) -> None:
         return
     for name, module in model.named_modules():
         _initialise(name, module)
+
+
+def _stands_on(tensor: Tensor, device: torch.device) -> bool:
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
 def _initialise(name: str, module: nn.Module) -> None:
@@ -60,17 +66,24 @@ def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None
     setattr(model.get_submodule(parent), attribute, parameter)
 
 
-def find_blocks(model: nn.Module, blocks: type[nn.Module] | None = None) -> list[nn.Module]:
-    """Return a model's repeated blocks: all modules of the class, or the members of its longest ModuleList.
+def find_blocks(model: nn.Module, blocks: type[nn.Module] | Sequence[nn.Module] | None = None) -> list[nn.Module]:
+    """Return a model's repeated blocks: those given, all modules of a class, or the members of its longest ModuleList.
 
-    Raises InputError if there are none.
+    Raises InputError if there are none, or if one is no module of the model.
     """
-    if blocks is not None:
+    if isinstance(blocks, type):
         found = [module for module in model.modules() if isinstance(module, blocks)]
+    elif blocks is not None:
+        found = list(blocks)
+        inside = set(model.modules())
+        if strange := [module for module in found if module not in inside]:
+            raise InputError(
+                f"{type(model).__name__}: a {type(strange[0]).__name__} among the blocks is not part of it"
+            )
     else:
         lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
         found = max(lists, key=len, default=[])
     if not found:
-        wanted = f"module of class {blocks.__name__}" if blocks else "ModuleList of blocks"
-        raise InputError(f"{type(model).__name__}: has no {wanted}; name the class in prepare(..., blocks=...)")
+        wanted = f"module of class {blocks.__name__}" if isinstance(blocks, type) else "ModuleList of blocks"
+        raise InputError(f"{type(model).__name__}: has no {wanted}; name the class of its blocks with blocks=...")
     return found

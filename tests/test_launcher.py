@@ -14,7 +14,15 @@ import pytest
 
 import bigtrain
 from bigtrain.errors import DataError, RecipeError, ResumeError
-from bigtrain.launcher import MMAP_THRESHOLD, check_init_from, launch, worker_environment
+from bigtrain.launcher import (
+    ALLOCATOR,
+    MMAP_THRESHOLD,
+    adopt_environment,
+    check_init_from,
+    launch,
+    plan_again,
+    worker_environment,
+)
 from bigtrain.planner.plan import Plan
 
 
@@ -60,7 +68,32 @@ def test_on_the_cpu_large_tensors_are_mapped_alone(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(MMAP_THRESHOLD, raising=False)
     assert worker_environment("cpu")[MMAP_THRESHOLD] == str(2**20)
     assert MMAP_THRESHOLD not in worker_environment("cuda")
+    assert worker_environment("cuda")[ALLOCATOR] == "expandable_segments:True"
+    assert ALLOCATOR not in worker_environment("cpu")
     assert MMAP_THRESHOLD not in os.environ
+
+
+def test_a_run_that_goes_on_keeps_what_was_chosen(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    recipe = bigtrain.load_recipe(tiny_recipes["bert"], ["recompute.policy=auto"])
+    assert plan_again(recipe, tmp_path).recipe.recompute.policy == "none"
+    stored = planned(tiny_recipes["bert"], "recompute.policy=full")
+    (tmp_path / "plan.yaml").write_text(stored.to_yaml())
+    assert plan_again(recipe, tmp_path).recipe.recompute.policy == "full"
+
+
+def test_what_can_be_planned_and_not_run_is_refused(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cluster.devices_per_node: 2 is not in this version; use 1"):
+        launch(planned(tiny_recipes["bert"], "cluster.devices_per_node=2"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_this_process_adopts_what_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    adopt_environment("cuda")
+    assert os.environ == {ALLOCATOR: "expandable_segments:True"}
+    monkeypatch.setattr(os, "environ", {ALLOCATOR: "backend:native"})
+    adopt_environment("cuda")
+    assert os.environ[ALLOCATOR] == "backend:native"
 
 
 def test_the_users_own_threshold_stays(monkeypatch: pytest.MonkeyPatch) -> None:

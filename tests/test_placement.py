@@ -63,8 +63,17 @@ def test_blocks_are_found() -> None:
     assert find_blocks(model, nn.Linear) == list(model.layers)
     with pytest.raises(InputError, match="no ModuleList of blocks"):
         find_blocks(nn.Linear(2, 2))
-    with pytest.raises(InputError, match="no module of class Conv1d"):
+    with pytest.raises(InputError, match="Plain: has no module of class Conv1d; name the class of its blocks"):
         find_blocks(model, nn.Conv1d)
+
+
+def test_blocks_may_be_given_one_by_one() -> None:
+    model = Plain()
+    assert find_blocks(model, [model.layers[1]]) == [model.layers[1]]
+    with pytest.raises(InputError, match="Plain: a Linear among the blocks is not part of it"):
+        find_blocks(model, [nn.Linear(4, 4)])
+    with pytest.raises(InputError, match="Plain: has no ModuleList of blocks"):
+        find_blocks(model, [])
 
 
 def test_buffers_that_nobody_fills_are_refused_by_name() -> None:

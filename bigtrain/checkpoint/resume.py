@@ -10,6 +10,8 @@ from bigtrain.config.keys import schema_keys, sections
 from bigtrain.config.load import read_recipe
 from bigtrain.config.schema import Recipe, Section
 from bigtrain.errors import Fault, InputError, ResumeError, did_you_mean
+from bigtrain.planner.hardware import Hardware
+from bigtrain.planner.price import budget_bytes
 
 FREE_KEYS = (
     "train.steps", "train.tokens", "train.epochs", "train.eval_every", "train.eval_rows", "train.micro_batch_size",
@@ -18,6 +20,40 @@ FREE_KEYS = (
 """What may change when a run goes on: none of it changes what is learned from which data."""
 
 PLAN_FILE = "plan.yaml"
+
+CHOSEN_KEYS = (
+    "train.micro_batch_size", "train.compile", "optimizer.state", "optimizer.gradient_release", "amp.master_weights",
+    "recompute.policy", "sharding.engine", "sharding.zero_stage", "sharding.replicate", "sharding.offload",
+    "memory.budget",
+)  # fmt: skip
+"""Where `auto` is the planner's choice. Another choice of some of them would round otherwise."""
+
+
+def as_chosen_before(recipe: Recipe, run_dir: Path, hardware: Hardware) -> Recipe:
+    """Return a recipe with each `auto` as the run in this folder has it, so that going on is bit by bit the same.
+
+    What the planner chooses may differ from day to day: it goes by rates that were measured here. The recipe stays open
+    where there is no such run, or it was on another kind of device, on other ranks, or on more memory than is here.
+    """
+    if not (run_dir / PLAN_FILE).is_file():
+        return recipe
+    before = stored_recipe(run_dir)
+    budget = before.memory.budget
+    enough = isinstance(budget, int) and budget <= budget_bytes(hardware)
+    if before.train.device != hardware.kind or not _same_ranks(recipe, before) or not enough:
+        return recipe
+    for key in CHOSEN_KEYS:
+        section, _, name = key.partition(".")
+        if getattr(getattr(recipe, section), name) == "auto":
+            chosen = {name: getattr(getattr(before, section), name)}
+            recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=chosen)})
+    return recipe
+
+
+def _same_ranks(recipe: Recipe, before: Recipe) -> bool:
+    """Tell whether the ranks that a recipe names are those of a run; `auto` devices are."""
+    devices = recipe.cluster.devices_per_node
+    return recipe.cluster.nodes == before.cluster.nodes and devices in ("auto", before.cluster.devices_per_node)
 
 
 def stored_recipe(folder: Path) -> Recipe:

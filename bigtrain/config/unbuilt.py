@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bigtrain.config.keys import listed, show
 from bigtrain.config.schema import Recipe
-from bigtrain.errors import Fault
+from bigtrain.errors import Fault, RecipeError
 
 BUILT: dict[str, tuple[object, ...]] = {
     "train.objective": ("mlm", "clm"),
     "train.on_spike": ("ignore",),
     "amp.reduce": ("fp32",),
     "sharding.engine": ("auto", "fsdp2"),
-    "sharding.zero_stage": ("auto", 0),
-    "sharding.replicate": ("auto", 1),
-    "sharding.offload": ("none", "auto"),
     "sharding.tensor_parallel": (1,),
     "checkpoint.asynchronous": (False,),
     "logging.sample_every": (None,),
     "logging.trackers": ("tensorboard",),
-    "cluster.nodes": (1,),
-    "cluster.devices_per_node": (1, "auto"),
     "cluster.rendezvous": (None,),
     "cluster.timeout": (60.0,),
     "cluster.scheduler": ("local",),
 }
 """Keys of which only these values work; of a list, these entries. A key without a row works whole."""
 
+RUNNABLE: dict[str, tuple[object, ...]] = {
+    "sharding.zero_stage": (0,),
+    "sharding.replicate": (1,),
+    "sharding.offload": ("none",),
+    "cluster.nodes": (1,),
+    "cluster.devices_per_node": (1,),
+}
+"""Keys that can be planned whole, and of a plan that is to run only with these values."""
 
-def unbuilt_faults(recipe: Recipe) -> list[Fault]:
+
+def check_runnable(plan: Recipe) -> None:
+    """Raise RecipeError, with a fault for each key, where a plan's recipe can be planned and not yet run."""
+    if faults := unbuilt_faults(plan, RUNNABLE):
+        raise RecipeError(*faults)
+
+
+def unbuilt_faults(recipe: Recipe, built_values: Mapping[str, tuple[object, ...]] = BUILT) -> list[Fault]:
     """Return a fault for each key whose value this version does not do."""
     faults = []
-    for key, built in BUILT.items():
+    for key, built in built_values.items():
         section, _, name = key.partition(".")
         value = getattr(getattr(recipe, section), name)
         wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in built]

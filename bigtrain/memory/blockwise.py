@@ -16,9 +16,12 @@ held from the first one's forward to its backward, and counts once, with what is
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, NamedTuple
 
-RECOMPUTE = ("none", "selective", "full")
+from bigtrain.recompute.policy import Policy
+
+RECOMPUTE: tuple[Policy, ...] = ("none", "selective", "full")
 """The policies that are traced: `offload` needs CUDA."""
 
 
@@ -30,14 +33,37 @@ class Span:
     end_bytes: int
 
 
+class Passes(NamedTuple):
+    """One block's forward and backward pass: F, K and B above, and how long each takes, if a clock was shown it."""
+
+    forward_bytes: int
+    kept_bytes: int
+    backward_bytes: int
+    forward_seconds: float
+    backward_seconds: float
+
+
 @dataclass(frozen=True)
 class Kept:
-    """What a block adds under one policy: F, K and B above; B too where gradients of its parameters exist already."""
+    """What a block adds under one policy: F, K and B above; B too where gradients of its parameters exist already.
+
+    Recomputation is part of the backward pass.
+    """
 
     forward_bytes: int
     kept_bytes: int
     backward_bytes: int
     accumulating_bytes: int
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+
+
+class Seconds(NamedTuple):
+    """How long a forward pass takes, a backward pass that computes nothing again, and what is computed again."""
+
+    forward: float
+    backward: float
+    again: float
 
 
 @dataclass(frozen=True)
@@ -64,14 +90,17 @@ class Outside:
     turn: Span
     backward: tuple[Span, ...]
     gradient_bytes: int
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class ModelTrace:
     """The bytes of a forward and a backward pass of a model, in parts that add up; all are plain integers.
 
-    `calls` names the kind of each block that runs, in order. `parameter_bytes` counts shared parameters once;
-    `outside` has no gradients before its pass, `accumulating` those of an earlier one.
+    `calls` names the kind of each block that runs, in order, `places` which of the model's blocks it is.
+    `parameter_bytes` counts shared parameters once; `outside` has no gradients before its pass, `accumulating` those of
+    an earlier one.
     """
 
     parameter_bytes: int
@@ -86,6 +115,21 @@ class ModelTrace:
     Autograd adds up the gradients of all runs before it hands them over, so that here, and only here, the sum of the
     parts is near the trace of the whole, and not equal to it.
     """
+    places: tuple[int, ...] = ()
+
+    def seconds(self, policies: Sequence[str]) -> Seconds:
+        """Return how long the passes take with a policy for each call, by the clock that the trace was made with."""
+        policies_of = [self.kinds[kind].by_policy for kind in self.calls]
+        plain = [kinds["none"] for kinds in policies_of]
+        chosen = [kinds[policy] for kinds, policy in zip(policies_of, policies, strict=True)]
+        forward = sum(part.forward_seconds for part in plain)
+        backward = sum(part.backward_seconds for part in plain)
+        whole = sum(part.forward_seconds + part.backward_seconds for part in chosen)
+        return Seconds(
+            self.outside.forward_seconds + forward,
+            self.outside.backward_seconds + backward,
+            max(0.0, whole - forward - backward),
+        )
 
     def peak_bytes(self, policies: str | Sequence[str], *, accumulated: bool = False) -> int:
         """Return the most bytes alive beyond parameters and buffers; `accumulated`: and beyond gradients, which exist.
@@ -122,3 +166,29 @@ class ModelTrace:
             span = outside.backward[place]
             yield held + span.peak_bytes
             arrival = span.end_bytes
+
+
+def between(low: ModelTrace, high: ModelTrace, share: float) -> ModelTrace:
+    """Return the trace at a size of the input between those of two others, or beyond: share 0 is `low`, 1 is `high`.
+
+    Every number is taken to grow evenly with the size. That is exact but for what kernels hold inside, and for a peak
+    whose place changes. Raises ValueError if the two do not run the same blocks.
+    """
+    found: ModelTrace = _between(low, high, share)
+    return found
+
+
+def _between(low: Any, high: Any, share: float) -> Any:
+    if is_dataclass(low) and not isinstance(low, type):
+        parts = {f.name: _between(getattr(low, f.name), getattr(high, f.name), share) for f in fields(low)}
+        return type(low)(**parts)
+    if isinstance(low, tuple) and len(low) == len(high):
+        return tuple(_between(a, b, share) for a, b in zip(low, high, strict=True))
+    if isinstance(low, dict) and low.keys() == high.keys():
+        return {key: _between(value, high[key], share) for key, value in low.items()}
+    if isinstance(low, (int, float)):
+        value = low + (high - low) * share
+        return round(value) if isinstance(low, int) else value
+    if low != high:
+        raise ValueError(f"traces of different models: {low} and {high}")
+    return low

@@ -5,22 +5,35 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from bigtrain.amp import cost as amp_cost
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
 from bigtrain.ledger import Ledger, Storage, Value
+from bigtrain.memory.allocator import Allocator
+from bigtrain.memory.layout import layout_of, local_shapes
+from bigtrain.memory.record import END, Recording
 from bigtrain.memory.report import CAUSES, MemoryReport
+from bigtrain.memory.state import matrices, state_parts, update_bytes
 from bigtrain.models.cost import MicroBatch, ModelCost
 from bigtrain.models.operations_cost import FLOAT, Numbers, Operations
-from bigtrain.models.shape import loss_chunk_tokens, parameter_shapes, stored_parameters
+from bigtrain.models.shape import loss_chunk_tokens, parameter_shapes
 from bigtrain.optim import cost as optim_cost
 from bigtrain.recompute.cost import run_block
 from bigtrain.recompute.policy import resolve
+from bigtrain.sharding.step_cost import sharding_of
 
-MICRO_BATCHES_TO_PEAK = 2
-"""The first finds no gradients yet; the later ones are all alike."""
+FIRST_STEP, SECOND_STEP = "first step", "second step"
+"""Marks of a recording."""
+
+MICRO_BATCHES_TO_PEAK = 3
+"""The first finds no gradients yet, the last reduces or lets go of what stages 1 and 2 keep; those between are alike.
+
+Elsewhere the last is like those between.
+"""
 
 
 def predict(
@@ -31,14 +44,19 @@ def predict(
     slow_bf16: bool,
     world_size: int = 1,
     threads: int | None = None,
+    workspace_bytes: int = 0,
 ) -> MemoryReport:
     """Return what a rank holds at the peak of a step of a recipe without `auto`, after the first.
 
     Rows count as full, as packing all but makes them; of the documents, the longest as long as a row. What a CPU's
     attention kernel holds for each thread counts for so many `threads`, without it for as many as torch starts here.
+    On CUDA `workspace_bytes` are what the library of matrix products takes from the allocator at the first call of each
+    thread, thus of forward and of backward, and what the allocator reserves is found by replaying two steps: the first
+    leaves its segments to the second.
     """
-    ledger = Ledger()
-    Step(
+    recording = Recording() if device == "cuda" else None
+    ledger = Ledger(recording)
+    step = Step(
         recipe,
         model,
         ledger,
@@ -46,33 +64,51 @@ def predict(
         slow_bf16=slow_bf16,
         world_size=world_size,
         threads=threads or torch_threads(),
-    ).run()
+        workspace_bytes=workspace_bytes,
+    )
+    if recording is None:
+        step.run()
+    else:
+        step.run_twice(recording)
     held = ledger.causes_at_peak()
-    return MemoryReport({cause: held.get(cause, 0) for cause in CAUSES})
+    reserved = None if recording is None else reserved_bytes(recording)
+    return MemoryReport({cause: held.get(cause, 0) for cause in CAUSES}, reserved_bytes_peak=reserved)
 
 
-def model_state(recipe: Recipe, model: ModelConfig, *, accumulated: bool) -> dict[str, int]:
-    """Return the bytes of model state by cause: exactly what weights, gradients and the optimizer's states are."""
-    parameters, kept = stored_parameters(model), recipe.amp.master_weights
-    remainder = amp_cost.master_weight_bytes(parameters, kept)
-    released = recipe.optimizer.gradient_release
+def reserved_bytes(recording: Recording) -> int:
+    """Return the most that the caching allocator reserves in the second of two recorded steps."""
+    allocator, second = Allocator(expandable=True), recording.marks[SECOND_STEP]
+    allocator.run(recording.events[:second])
+    allocator.reset_peaks()
+    return allocator.run(recording.events[second:]).reserved_bytes_peak
+
+
+def model_state(recipe: Recipe, model: ModelConfig, *, accumulated: bool, world_size: int = 1) -> dict[str, int]:
+    """Return the bytes of model state by cause: exactly what a rank's weights, gradients and optimizer states are."""
+    layout, kept = layout_of(recipe, world_size), recipe.amp.master_weights
+    shapes, here = local_shapes(recipe, model, world_size), layout.offload == "none"
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    gradient = FLOAT if accumulated and layout.alone else layout.kept_bytes
+    remainder = amp_cost.master_weight_bytes(parameters, kept) if here else 0
+    absent = layout.streaming or recipe.optimizer.gradient_release
     return {
-        "weights": amp_cost.weight_bytes(parameters, kept),
+        "weights": 0 if layout.streaming else parameters * layout.kept_bytes,
         "master_weights": remainder,
-        "gradients": 0 if released else amp_cost.gradient_bytes(parameters, kept, accumulated=accumulated),
-        "optimizer_state": _optimizer_bytes(recipe, model) - remainder,
+        "gradients": 0 if absent else gradient * parameters,
+        "optimizer_state": _optimizer_bytes(recipe, shapes) - remainder if here else 0,
     }
 
 
-def buffer_bytes(recipe: Recipe, model: ModelConfig, *, accumulated: bool, device: str) -> int:
+def buffer_bytes(recipe: Recipe, model: ModelConfig, *, accumulated: bool, device: str, world_size: int = 1) -> int:
     """Return the bytes of the optimizer's work buffers, which it keeps from its first step on."""
-    section, shapes = recipe.optimizer, parameter_shapes(model)
+    section, shapes = recipe.optimizer, local_shapes(recipe, model, world_size)
+    accumulated = accumulated and world_size == 1  # sharded gradients have the dtype of the weights
     return optim_cost.buffer_bytes(
         section.name,
         section.state,
         recipe.amp.master_weights,
         list(shapes.values()),
-        _matrices(shapes),
+        matrices(shapes),
         accumulated=accumulated,
         device=device,
     )
@@ -112,7 +148,7 @@ def torch_threads() -> int:
 
 
 class Step:
-    """One step of a plan on a ledger."""
+    """A step of a plan on a ledger."""
 
     def __init__(
         self,
@@ -124,57 +160,125 @@ class Step:
         slow_bf16: bool,
         world_size: int = 1,
         threads: int = 1,
+        workspace_bytes: int = 0,
     ) -> None:
         micro, share = recipe.train.micro_batch_size, recipe.train.global_batch_size // world_size
         budget = recipe.memory.budget
         assert micro != "auto" and budget != "auto"
         self._recipe, self._model, self._ledger, self._device = recipe, model, ledger, device
-        self._accumulated = share > micro
+        self._workspace_bytes = workspace_bytes
+        self._accumulated, self._world_size = share > micro, world_size
         self._released = recipe.optimizer.gradient_release is True
         self._batch = micro_batch(recipe, micro)
+        self._layout = layout = layout_of(recipe, world_size)
+        self._micro_batches = min(-(-share // micro), MICRO_BATCHES_TO_PEAK - layout.resharding)
         self._numbers = numbers(recipe, accumulated=self._accumulated, slow_bf16=slow_bf16)
+        if not layout.alone or layout.offload != "none":
+            size = layout.number_bytes
+            gradient = FLOAT if layout.alone and self._accumulated else size
+            self._numbers = replace(self._numbers, weight=size, gradient=gradient)
         chunk = loss_chunk_tokens(model.padded_vocab_size, device, budget)
         operations = Operations(ledger, self._numbers, device, threads)
         train = recipe.train
         self._cost = ModelCost(model, operations, chunk, train.dropout, train.attention_dropout)
+        self._gradient_bytes = self._numbers.gradient if layout.alone else layout.kept_bytes
         self._policies = resolve(recipe.recompute.policy, model.num_hidden_layers)
-        self._shapes = parameter_shapes(model)
+        self._whole = parameter_shapes(model)
+        self._shapes = local_shapes(recipe, model, world_size)
+        self._sharding = sharding_of(ledger, layout, self._whole, device=device)
+        self._held: dict[str, list[Storage]] = {}
+        """The optimizer's states by parameter, and its work buffers under no name."""
         self._gradients: dict[str, Storage] = {}
 
     def run(self) -> None:
         """Hold the state, run the micro-batches and the update."""
-        state = model_state(self._recipe, self._model, accumulated=self._accumulated)
-        held = [self._ledger.hold(size, cause) for cause, size in state.items() if cause != "gradients"]
-        buffers = buffer_bytes(self._recipe, self._model, accumulated=self._accumulated, device=self._device)
-        held.append(self._ledger.hold(buffers, "temporaries"))
+        held = self._hold_weights()
+        self._hold_buffers()
+        for name in self._shapes:
+            self._hold_state(name)
+        self._run_step()
+        del held
+
+    def run_twice(self, recording: Recording) -> None:
+        """Run a first step, whose update makes the optimizer's states and buffers, and a second; note where it begins.
+
+        The peak is the second's alone.
+        """
+        held = self._hold_weights()
+        for mark in (FIRST_STEP, SECOND_STEP):
+            recording.mark(mark)
+            self._ledger.restart_peak()
+            self._run_step(recording)
+        recording.mark(END)
+        del held
+
+    def _hold_weights(self) -> list[Storage]:
+        held = []
+        for name, shape in self._shapes.items() if not self._layout.streaming else ():
+            self._ledger.place = _place_of(name)
+            held.append(self._ledger.hold(math.prod(shape) * self._layout.kept_bytes, "weights"))
+        return held
+
+    def _hold_buffers(self) -> None:
+        size = buffer_bytes(
+            self._recipe, self._model, accumulated=self._accumulated, device=self._device, world_size=self._world_size
+        )
+        self._held[""] = [self._ledger.hold(size, "temporaries")]
+
+    def _hold_state(self, name: str) -> None:
+        """Hold what the optimizer keeps of a parameter, unless that is on the host."""
+        parts = state_parts(self._recipe, name, self._shapes[name]) if self._layout.offload == "none" else []
+        self._ledger.place = _place_of(name)
+        self._held[name] = [self._ledger.hold(size, cause) for size, cause in parts]
+
+    def _run_step(self, recording: Recording | None = None) -> None:
         batch: list[Storage] = []
-        for _ in range(MICRO_BATCHES_TO_PEAK if self._accumulated else 1):
+        for index in range(self._micro_batches):
+            self._enter(recording, "forward")
             batch = self._cost.batch(self._batch)
+            self._sharding.enter(last=index == self._micro_batches - 1)
             loss, gradient = self._cost.loss(self._batch, self._run_block)
-            self._ledger.backward(loss, gradient, self._ready)
+            self._enter(recording, "backward")
+            self._ledger.backward(loss, gradient, self._sharding.turn(self._ready))
             del loss, gradient
+            self._sharding.finish()
+        self._enter(recording, "update")
         for name in self._gradients:
             self._update(name)
         self._gradients.clear()
-        del held, batch
+        del batch
+
+    def _enter(self, recording: Recording | None, phase: str) -> None:
+        self._ledger.place = ""
+        if recording is not None:
+            recording.phase = phase
+        if self._workspace_bytes and phase != "update" and phase not in self._held:
+            self._held[phase] = [self._ledger.hold(self._workspace_bytes, "temporaries")]
 
     def _run_block(self, index: int, forward: Callable[[Value], Value], value: Value) -> Value:
-        return run_block(self._ledger, self._policies[index], forward, value)
+        self._ledger.place = f"blocks.{index}"
+        run = partial(run_block, self._ledger, self._policies[index], forward)
+        out = self._sharding.block(index, run, value)
+        self._ledger.place = ""
+        return out
 
     def _ready(self, name: str, gradient: Storage) -> None:
         """Keep a gradient, add it to the one that is there, or with gradient release use it and let it go."""
         if self._released:
             self._update(name)
         else:
-            self._gradients.setdefault(name, gradient)
+            self._gradients.setdefault(name, self._ledger.hold(0) if self._layout.streaming else gradient)
 
     def _update(self, name: str) -> None:
-        """Hold what a parameter's norm and its update need."""
-        section, shape = self._recipe.optimizer, self._shapes[name]
-        if self._numbers.gradient < FLOAT:
+        """Hold what a parameter's norm and its update need, and in the first step what the optimizer keeps of it."""
+        if "" not in self._held:
+            self._hold_buffers()
+        if name not in self._held:
+            self._hold_state(name)
+        shape = self._shapes[name]
+        if self._gradient_bytes < FLOAT:
             self._ledger.passing(self._norm_elements(math.prod(shape)) * FLOAT)
-        matrix = _is_matrix(name, shape)
-        self._ledger.passing(optim_cost.tensor_temporary_bytes(section.name, shape, matrix=matrix, device=self._device))
+        self._ledger.passing(update_bytes(self._recipe, self._layout, name, shape, self._whole[name], self._device))
 
     def _norm_elements(self, elements: int) -> int:
         """Return how many elements of a low-precision gradient are converted at a time for its norm."""
@@ -182,16 +286,11 @@ class Step:
         return min(elements, optim_cost.NORM_CHUNK_ELEMENTS) if chunked else 0
 
 
-def _optimizer_bytes(recipe: Recipe, model: ModelConfig) -> int:
-    shapes = parameter_shapes(model)
+def _optimizer_bytes(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> int:
     section, weights = recipe.optimizer, recipe.amp.master_weights
-    return optim_cost.optimizer_state_bytes(section.name, section.state, weights, shapes.values(), _matrices(shapes))
+    return optim_cost.optimizer_state_bytes(section.name, section.state, weights, shapes.values(), matrices(shapes))
 
 
-def _matrices(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """Return the places of the blocks' matrices, which Muon orthogonalises."""
-    return [place for place, (name, shape) in enumerate(shapes.items()) if _is_matrix(name, shape)]
-
-
-def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    return name.startswith("blocks.") and len(shape) == 2
+def _place_of(name: str) -> str:
+    """Return the part of the model that a parameter is in: a block, or nothing for what is outside of blocks."""
+    return ".".join(name.split(".")[:2]) if name.startswith("blocks.") else ""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from bigtrain.memory.trace import Counting, holders
+from bigtrain.memory.blockwise import Passes
+from bigtrain.memory.trace import Clock, Counting, holders, seconds_of
 
 
 @dataclass(eq=False)
@@ -99,9 +100,9 @@ def stand_in(call: Call, outs: list[Tensor], inputs: Sequence[Tensor]) -> tuple[
     return made
 
 
-def alone(kind: Kind) -> tuple[int, int, int]:
+def alone(kind: Kind, clock: Clock | None = None) -> Passes:
     """Trace one block; return F, K and B as `blockwise` defines them; gradients of its parameters stay."""
-    counting = Counting()
+    counting = Counting(clock=clock)
     before = Call(kind.block, kind, counting)
     after = Call(kind.block, kind, counting)
     others = [place for place, leaf in enumerate(kind.leaves) if isinstance(leaf, Tensor) and not moves(leaf)]
@@ -111,7 +112,9 @@ def alone(kind: Kind) -> tuple[int, int, int]:
         args, kwargs = tree_unflatten([next(inputs) if moves(leaf) else leaf for leaf in kind.leaves], kind.spec)
         del inputs
         before.mark("begun")
+        seconds_of(clock)
         out = kind.block(*args, **kwargs)
+        forward_seconds = seconds_of(clock)
         before.mark("done")
         del args, kwargs
         (scalar,) = stand_in(
@@ -120,14 +123,16 @@ def alone(kind: Kind) -> tuple[int, int, int]:
         del out
         kept = counting.live - scalar.nbytes
         kind.shared.update(p for p, was in zip(others, unheld, strict=True) if holders((kind.leaves[p],)) != was)
+        seconds_of(clock)
         torch.autograd.backward(scalar)
+        backward_seconds = seconds_of(clock)
         del scalar
     begun, done, left = before.marks["begun"], before.marks["done"], after.marks["left"]
     # Without an input that gets a gradient, the block's backward is the last there is.
     arrived = before.marks.get("arrived", (len(counting.timeline), counting.live))
     forward = max(counting.timeline[begun[0] : done[0]], default=begun[1]) - begun[1]
     backward = max(counting.timeline[left[0] : arrived[0]], default=left[1]) - left[1]
-    return forward, kept, backward
+    return Passes(forward, kept, backward, forward_seconds, backward_seconds)
 
 
 def moves(leaf: Any) -> bool:

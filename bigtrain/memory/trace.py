@@ -10,34 +10,25 @@ import copy
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-    unset_fake_temporarily,
-)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bigtrain.errors import InputError
 from bigtrain.memory.kernels import corrected, dense, in_place, inner_bytes
+from bigtrain.memory.record import Recording
 from bigtrain.memory.report import Timeline
+from bigtrain.memory.untraceable import UNTRACEABLE, explained
 
 _FAKES = FakeTensorMode(allow_non_fake_inputs=True)
 """One for the process: fake tensors of different modes do not mix."""
-
-UNTRACEABLE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-"""What fake tensors raise where an operation reads numbers, or a shape depends on them."""
 
 
 @contextmanager
@@ -94,14 +85,40 @@ def trace(run: Callable[[], object], *, condition: bool | None = None) -> Timeli
     return Timeline(tuple(counting.timeline))
 
 
-class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count the storages that are alive: each from the operation that first returns it until its memory is released."""
+class Clock(Protocol):
+    """Who says how long operations take, from their names, arguments and what they read and make."""
 
-    def __init__(self, condition: bool | None = None) -> None:
+    def tick(self, operator: Any, args: Sequence[Any], given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+        """Add the time of an operation."""
+
+    def read(self) -> float:
+        """Return the seconds since the last reading, and begin again."""
+
+
+def seconds_of(clock: Clock | None) -> float:
+    """Return what a clock shows since the last reading, nothing without one."""
+    return 0.0 if clock is None else clock.read()
+
+
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count the storages that are alive: each from the operation that first returns it until its memory is released.
+
+    With a `recording` each is noted there too, with where it is made as `where` tells it; see `recorded_as`. A `clock`
+    is shown every operation.
+    """
+
+    def __init__(
+        self,
+        condition: bool | None = None,
+        recording: Recording | None = None,
+        where: Callable[[], str] = str,
+        clock: Clock | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.timeline: list[int] = []
-        self._condition = condition
+        self._condition, self._recording, self._where, self._clock = condition, recording, where, clock
+        self._numbers: dict[int, int] = {}
         self._known: dict[int, weakref.ref[Any]] = {}
 
     @contextmanager
@@ -112,7 +129,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with _FAKES, _random_states(self), self:
                 yield
         except UNTRACEABLE as error:
-            raise InputError(_explained(error)) from error
+            raise InputError(explained(error)) from error
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it returns."""
@@ -131,6 +148,8 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             func = in_place(func, _node()) or func if _in_backward() else func
             out = corrected(func._schema.name, args, func(*args, **kwargs))
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if self._clock is not None:
+            self._clock.tick(func, args, given, made)
         del given
         for tensor in made:
             self.see(tensor, new=True)
@@ -148,19 +167,41 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[key] = weakref.ref(storage, lambda _: self._drop(key, size))
         if new:
             self._add(size)
+            if self._recording is not None:
+                self._numbers[key] = self._recording.allocate(size, _cause(self._recording.phase), self._where())
+
+    def recorded_as(self, tensors: Iterable[Tensor], cause: str) -> None:
+        """Say in the recording what the memory of some tensors is for, from when it was allocated."""
+        assert self._recording is not None
+        for tensor in tensors:
+            number = self._numbers.get(tensor.untyped_storage()._cdata)
+            if number is not None:
+                self._recording.causes[number] = cause
 
     def _drop(self, key: int, size: int) -> None:
         del self._known[key]
         self._add(-size)
+        if key in self._numbers:
+            assert self._recording is not None
+            self._recording.release(self._numbers.pop(key))
 
     def _add(self, size: int) -> None:
         self.live += size
         self.timeline.append(self.live)
 
     def _pass(self, size: int) -> None:
-        if size:
-            self._add(size)
-            self._add(-size)
+        if not size:
+            return
+        self._add(size)
+        self._add(-size)
+        if self._recording is not None:
+            self._recording.release(self._recording.allocate(size, "temporaries", self._where()))
+
+
+def _cause(phase: str) -> str:
+    """Return what memory is for until more is known: a backward pass records a graph only where it recomputes."""
+    kept = phase == "forward" or (phase == "backward" and torch.is_grad_enabled())
+    return "activations" if kept else "temporaries"
 
 
 def holders(args: tuple[Any, ...]) -> tuple[int, int, int]:
@@ -231,26 +272,3 @@ def _random_states(counting: Counting) -> Iterator[None]:
         yield
     finally:
         torch.get_rng_state = torch.random.get_rng_state = plain
-
-
-def _explained(error: BaseException) -> str:
-    operator = getattr(error, "func", None) or error
-    where = _module_of(error.__traceback__)
-    return (
-        f"{where}: {operator} needs numbers, and a traced model has shapes only; keep such tensors real "
-        "(real=..., by their names in the sample), or compute lengths and conditions before the model"
-    )
-
-
-def _module_of(traceback: TracebackType | None) -> str:
-    """Return the name and class of the innermost module in a traceback, seen from the outermost."""
-    modules: list[nn.Module] = []
-    while traceback is not None:
-        inside = traceback.tb_frame.f_locals.get("self")
-        if isinstance(inside, nn.Module):
-            modules.append(inside)
-        traceback = traceback.tb_next
-    if not modules:
-        return "the traced call"
-    names = [name for name, module in modules[0].named_modules() if module is modules[-1]]
-    return f"{names[0]} ({type(modules[-1]).__name__})" if names and names[0] else type(modules[-1]).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,37 +16,45 @@ from bigtrain import batch as batches
 from bigtrain.errors import InputError
 from bigtrain.memory.blockwise import RECOMPUTE, BlockKind, Kept, ModelTrace, Outside, Span
 from bigtrain.memory.stand_in import Call, Kind, Place, alone, bare, moves, stand_in
-from bigtrain.memory.trace import Counting, as_fake, fake_like
+from bigtrain.memory.trace import Clock, Counting, as_fake, fake_like, seconds_of
+from bigtrain.placement import find_blocks
 from bigtrain.recompute.blocks import follow
+from bigtrain.recompute.policy import Policy
 
-Loss = Callable[[Any], Tensor]
+Forward = Callable[[nn.Module, Any], Any]
+"""What a step does with a model and a micro-batch: it returns the loss, or what has a `.loss`."""
 
 
 def trace_model(
     model: nn.Module,
     sample: Mapping[str, Any] | Sequence[Any],
     *,
-    loss: Loss | None = None,
+    forward: Forward | None = None,
     blocks: type[nn.Module] | Sequence[nn.Module] | None = None,
     rows: int | None = None,
     real: Sequence[str] = ("cu_seqlens",),
+    clock: Clock | None = None,
+    policies: Sequence[Policy] = RECOMPUTE,
 ) -> ModelTrace:
     """Return what a forward and a backward pass of a model hold on the CPU, without allocating any of it.
 
     The model may be on the meta device, at any precision, and is not changed. `sample` is what it is called with: named
     tensors, or a sequence of arguments; `rows` gives them another first dim, packed rows (with `document_lengths`) are
-    repeated and unpadded. Those named in `real` stay as they are, since the model reads their numbers. `loss` makes a
-    scalar of what the model returns: without it, that or its `.loss` is one. `blocks` are the modules that may
-    recompute, or their class; without it, the members of the longest ModuleList. Blocks of the same class, settings and
-    shapes are traced once. Raises InputError for a model that cannot be traced, naming module and operation.
+    repeated and unpadded. Those named in `real` stay as they are, since the model reads their numbers. `forward` makes
+    a scalar, or what has one as its `.loss`, of model and sample: without it, the model is called with the sample.
+    `blocks` are the modules that may recompute, or their class; without it, the members of the longest ModuleList.
+    Blocks of the same class, settings and shapes are traced once. A `clock` tells how long it all takes.
+    Of the `policies` only those given can be asked for.
+    Raises InputError for a model that cannot be traced, naming module and operation.
     """
-    places = _places(model, blocks)
+    names = {module: name for name, module in model.named_modules()}
+    places = [names[block] for block in find_blocks(model, blocks)]
     fake = as_fake(model).train()
-    args, kwargs = _arguments(sample, rows, real)
-    run = partial(_run, fake, args, kwargs, loss)
-    session = _Session(fake, [fake.get_submodule(place) for place in places])
+    micro = fake_sample(sample, rows, real)
+    run = partial(_run, fake, micro, forward or called)
+    session = _Session(fake, [fake.get_submodule(place) for place in places], clock)
     session.learn(run)
-    kinds = tuple(session.price(kind) for kind in session.kinds)
+    kinds = tuple(session.price(kind, policies) for kind in session.kinds)
     outside, accumulating = session.surround(run), session.surround(run)  # the second finds the first one's gradients
     return ModelTrace(
         parameter_bytes=sum(parameter.nbytes for parameter in model.parameters()),
@@ -55,35 +64,37 @@ def trace_model(
         outside=outside,
         accumulating=accumulating,
         again=session.again(),
+        places=session.places(),
     )
 
 
-def _places(model: nn.Module, blocks: type[nn.Module] | Sequence[nn.Module] | None) -> list[str]:
-    """Return the names of the model's blocks."""
-    if isinstance(blocks, type):
-        found = [module for module in model.modules() if isinstance(module, blocks)]
-    elif blocks is not None:
-        found = list(blocks)
-    else:
-        found = max((list(m) for m in model.modules() if isinstance(m, nn.ModuleList)), key=len, default=[])
-    names = {module: name for name, module in model.named_modules()}
-    if not found or not all(module in names for module in found):
-        raise InputError(f"{type(model).__name__}: has no such blocks; name their class, or give some of its modules")
-    return [names[module] for module in found]
+def called(model: nn.Module, sample: Any) -> Any:
+    """Return what a model returns for named tensors, or for a sequence of arguments."""
+    return model(**sample) if isinstance(sample, Mapping) else model(*sample)
 
 
-def _arguments(
-    sample: Mapping[str, Any] | Sequence[Any], rows: int | None, real: Sequence[str]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def fake_sample(sample: Any, rows: int | None, real: Sequence[str]) -> Any:
+    """Return a fake sample of so many rows, without a number of those there are; what is named in `real` stays."""
     if not isinstance(sample, Mapping):
-        return tuple(_resized(value, rows) for value in sample), {}
+        return tuple(_resized(value, rows) for value in sample)
     if batches.is_packed(sample):
-        count = batches.count_rows(sample)
-        index = torch.arange(count if rows is None else rows) % count
-        sample, rows = batches.unpad({name: value[index] for name, value in sample.items()}), None
+        sample, rows = batches.unpad(resized(sample, rows)), None
     if rows is not None and any(name in sample for name in real):
-        raise InputError(f"rows={rows}: the sample is a flat row; give packed rows with document_lengths instead")
-    return (), {name: value if name in real else _resized(value, rows) for name, value in sample.items()}
+        kept = resized({name: sample[name] for name in real if name in sample}, rows)
+        if "cu_seqlens" in kept:
+            raise InputError(f"rows={rows}: the sample is a flat row; give packed rows with document_lengths instead")
+        sample = {**sample, **kept}
+    return {name: value if name in real else _resized(value, rows) for name, value in sample.items()}
+
+
+def resized(sample: Mapping[str, Any], rows: int | None) -> dict[str, Any]:
+    """Return so many rows of a sample, repeated from its start where it has fewer."""
+    if rows is None:
+        return dict(sample)
+    index = torch.arange(rows) % batches.count_rows(sample)
+    return {
+        name: value[index] if isinstance(value, Tensor) and value.dim() else value for name, value in sample.items()
+    }
 
 
 def _resized(value: Any, rows: int | None) -> Any:
@@ -94,13 +105,13 @@ def _resized(value: Any, rows: int | None) -> Any:
     return fake_like(torch.empty((rows, *value.shape[1:]), dtype=value.dtype, device="meta"))
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], loss: Loss | None) -> tuple[Any, Tensor]:
-    """Return what the model returns, which whoever calls it holds during the backward pass, and its loss."""
-    out = model(*args, **kwargs)
-    value = loss(out) if loss is not None else out if isinstance(out, Tensor) else getattr(out, "loss", None)
+def _run(model: nn.Module, sample: Any, forward: Forward) -> tuple[Any, Tensor]:
+    """Return what the step makes of the model, which whoever calls it holds during the backward pass, and its loss."""
+    out = forward(model, sample)
+    value = out if isinstance(out, Tensor) else getattr(out, "loss", None)
     if not isinstance(value, Tensor) or value.numel() != 1:
         kind = f"a tensor {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise InputError(f"{type(model).__name__}: returns no scalar loss but {kind}; give loss=...")
+        raise InputError(f"{type(model).__name__}: returns no scalar loss but {kind}; give forward=...")
     return out, value
 
 
@@ -112,8 +123,8 @@ def gradient_bytes(module: nn.Module) -> int:
 class _Session:
     """One model's blocks: which kinds there are, what each holds, and what the model holds around them."""
 
-    def __init__(self, model: nn.Module, blocks: list[nn.Module]) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, blocks: list[nn.Module], clock: Clock | None) -> None:
+        self._model, self._clock = model, clock
         self.kinds: list[Kind] = []
         self.calls: list[Call] = []
         self._places = {block: place for place, block in enumerate(blocks)}
@@ -133,6 +144,10 @@ class _Session:
         """Return the places of the calls whose block is called later again."""
         blocks = [call.block for call in self.calls]
         return frozenset(place for place, block in enumerate(blocks) if block in blocks[place + 1 :])
+
+    def places(self) -> tuple[int, ...]:
+        """Return of each call which of the blocks it is."""
+        return tuple(self._places[call.block] for call in self.calls)
 
     @contextmanager
     def _replaced(self, forward: Callable[..., Any]) -> Iterator[None]:
@@ -162,14 +177,15 @@ class _Session:
         self.calls.append(call)
         return kind.output(stand_in(call, kind.made, [leaf for leaf in leaves if moves(leaf)]), leaves)
 
-    def price(self, kind: Kind) -> BlockKind:
+    def price(self, kind: Kind, policies: Sequence[Policy]) -> BlockKind:
         """Trace a block alone under each policy."""
-        by_policy, gradients = {}, 0
-        for policy in RECOMPUTE:
-            follow(kind.block, policy)  # type: ignore[arg-type]
-            forward, kept, backward = alone(kind)
+        by_policy: dict[str, Kept] = {}
+        gradients = 0
+        for policy in policies:
+            follow(kind.block, policy)
+            first = alone(kind, self._clock)
             gradients = gradient_bytes(kind.block)
-            by_policy[policy] = Kept(forward, kept, backward, alone(kind)[2])
+            by_policy[policy] = Kept(*first[:3], alone(kind).backward_bytes, *first[3:])
             for parameter in kind.block.parameters():
                 parameter.grad = None
         follow(kind.block, "none")
@@ -184,7 +200,7 @@ class _Session:
 
     def surround(self, run: Callable[[], tuple[Any, Tensor]]) -> Outside:
         """Trace the model around its blocks, which keep nothing but the inputs that all of them share."""
-        counting, order = Counting(), iter(self.calls)
+        counting, order = Counting(clock=self._clock), iter(self.calls)
 
         def replay(block: nn.Module, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             call, leaves = next(order), tree_flatten((args, kwargs))[0]
@@ -196,11 +212,15 @@ class _Session:
             call.mark("done")
             return call.kind.output(made, leaves)
 
+        seconds_of(self._clock)
         with counting.running(), self._replaced(replay):
             out, loss = run()
+            forward_seconds = seconds_of(self._clock)
             torch.autograd.backward(loss)
             del out, loss
-        return self._spans(counting)
+        return dataclasses.replace(
+            self._spans(counting), forward_seconds=forward_seconds, backward_seconds=seconds_of(self._clock)
+        )
 
     def _spans(self, counting: Counting) -> Outside:
         marks = [call.marks for call in self.calls]

@@ -75,7 +75,8 @@ class Operations:
         del rounded
         wide = hold(n * o * FLOAT, "temporaries")
         del operands
-        out = self.ledger.product(n * o * numbers.activation) if kept else hold(n * o * numbers.activation)
+        size = n * o * numbers.activation
+        out = self.ledger.product(size) if kept else hold(size, "temporaries")
         del wide
         return out
 
@@ -85,7 +86,7 @@ class Operations:
             return hold(i * o * numbers.gradient, "gradients")
         if numbers.widened:
             operands = [hold(n * o * FLOAT, "temporaries"), hold(n * i * FLOAT, "temporaries")]
-            wide = hold(i * o * FLOAT, "gradients")
+            wide = hold(i * o * FLOAT, "gradients" if numbers.gradient == FLOAT else "temporaries")
             del operands
         else:
             wide = hold(i * o * (FLOAT if self.device == "cuda" else numbers.activation), "gradients")

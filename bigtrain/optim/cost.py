@@ -68,12 +68,20 @@ def tensor_state_bytes(name: str, state: str, master_weights: str, shape: Shape,
 
     `matrix` says that Muon orthogonalises this one. Split24's remainder counts here, the bf16 parameter does not.
     """
+    return sum(tensor_state_parts(name, state, master_weights, shape, matrix=matrix))
+
+
+def tensor_state_parts(
+    name: str, state: str, master_weights: str, shape: Shape, *, matrix: bool = False
+) -> tuple[int, ...]:
+    """Return the bytes of each tensor that an optimizer keeps for one parameter, in the order it makes them."""
     elements = math.prod(shape)
-    held = 4 + (elements if master_weights == "split24" else 0)
+    remainder = (elements,) if master_weights == "split24" else ()
     if name == "adafactor":
-        return held + 4 * (shape[0] + elements // max(1, shape[0]) if len(shape) >= 2 else elements)
+        sums = (4 * shape[0], 4 * (elements // max(1, shape[0]))) if len(shape) >= 2 else (4 * elements,)
+        return (4, *sums, *remainder)
     moments = 1 if name == "muon" and matrix else 2
-    return held + moments * moment_bytes(state, elements)
+    return (4, *moments * _moment_parts(state, elements), *remainder)
 
 
 def optimizer_state_bytes(
@@ -97,11 +105,15 @@ def optimizer_state_bytes(
 
 def moment_bytes(state: str, elements: int) -> int:
     """Return the bytes of one moment of a tensor with so many elements: codes, filled up to blocks, and scales."""
+    return sum(_moment_parts(state, elements))
+
+
+def _moment_parts(state: str, elements: int) -> tuple[int, ...]:
     if state not in BLOCK_ELEMENTS or elements < LEAST_QUANTIZED_ELEMENTS:
-        return elements * (2 if state == "bf16" else 4)
+        return (elements * (2 if state == "bf16" else 4),)
     block = BLOCK_ELEMENTS[state]
     blocks = block_count(elements, block)
-    return 4 * blocks + (elements if state == "8bit" else blocks * block // 2)
+    return (elements if state == "8bit" else blocks * block // 2, 4 * blocks)
 
 
 def block_count(elements: int, block: int) -> int:

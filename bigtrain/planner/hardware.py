@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bigtrain.planner.devices import Device, device_of_driver
+from bigtrain.planner.devices import device as table_device
 from bigtrain.processor import has_slow_bf16, processor_field
 
 
@@ -16,7 +18,8 @@ class Hardware:
     """Devices of one kind in one machine; `memory_bytes` is of one device, for a CPU what this process may use.
 
     `slow_bf16` says that matrix products in bf16 are slower than in fp32, as on processors without instructions for it;
-    `capability` is a CUDA device's compute capability, where that is known.
+    `capability` is a CUDA device's compute capability, where that is known. `device` is the table's row for it, None
+    where it has none. `threads` are what torch computes with on a CPU; None: as many as it starts here.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -25,6 +28,25 @@ class Hardware:
     memory_bytes: int
     slow_bf16: bool = False
     capability: tuple[int, int] | None = None
+    device: Device | None = None
+    threads: int | None = None
+
+
+def of_name(name: str) -> Hardware:
+    """Return a device of the table by its name, or this machine's `cpu`. Raises InputError, with the nearest names."""
+    if name == "cpu":
+        return cpu()
+    found = table_device(name)
+    return Hardware(
+        found.kind,
+        found.name,
+        1,
+        found.memory_bytes,
+        slow_bf16="bf16" not in found.flops_per_second,
+        capability=found.capability,
+        device=found,
+        threads=found.multiprocessors if found.kind == "cpu" else None,
+    )
 
 
 def this_machine() -> Hardware:
@@ -50,7 +72,15 @@ def cuda_devices() -> Hardware | None:
     driver.cuDeviceGet(ctypes.byref(device), 0)
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
-    return Hardware("cuda", name.value.decode(), count.value, size.value, capability=_capability(driver, device))
+    text, memory_bytes = name.value.decode(), size.value
+    return Hardware(
+        "cuda",
+        text,
+        count.value,
+        memory_bytes,
+        capability=_capability(driver, device),
+        device=device_of_driver(text, memory_bytes),
+    )
 
 
 def _capability(driver: ctypes.CDLL, device: ctypes.c_int) -> tuple[int, int]:

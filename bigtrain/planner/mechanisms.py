@@ -8,27 +8,17 @@ from typing import Any
 from bigtrain.amp import rules
 from bigtrain.config.keys import listed
 from bigtrain.config.schema import AmpSection, Recipe, RecomputeSection
-from bigtrain.config.shape_checks import fault
+from bigtrain.config.shape_checks import fault, nearest_divisors
 from bigtrain.errors import Fault
 from bigtrain.optim.cost import supported_states
 from bigtrain.planner.hardware import Hardware
 
 
-def mechanism_faults(recipe: Recipe, hardware: Hardware, accumulation_steps: int) -> list[Fault]:
-    """Return a fault for each mechanism that the device does not have, or that would not be exact."""
+def mechanism_faults(recipe: Recipe, hardware: Hardware, accumulation_steps: int, world_size: int = 1) -> list[Fault]:
+    """Return a fault for each mechanism that the device or the ranks do not have, or that would not be exact."""
     checks = (_precision, _master_weights, _state, _offload, _compiled)
     found = [found for check in checks for found in check(recipe, hardware)]
-    return [*found, *_release(recipe, accumulation_steps)]
-
-
-def resolved_mechanisms(recipe: Recipe, accumulation_steps: int) -> dict[str, dict[str, Any]]:
-    """Return, by section, what stands in place of each `auto`."""
-    free = not list(release_obstacles(recipe, accumulation_steps))
-    return {
-        "optimizer": instead_of_auto(recipe.optimizer, state="fp32", gradient_release=free),
-        "amp": instead_of_auto(recipe.amp, master_weights="fp32"),
-        "recompute": instead_of_auto(recipe.recompute, policy="none"),
-    }
+    return [*found, *_groups(recipe, world_size), *_release(recipe, accumulation_steps)]
 
 
 def without_mechanisms(recipe: Recipe) -> Recipe:
@@ -52,8 +42,12 @@ def release_obstacles(recipe: Recipe, accumulation_steps: int) -> Iterator[tuple
         yield "amp.precision", f"fp16 {reason}; use bf16"
 
 
-def warnings(recipe: Recipe, hardware: Hardware, initializer_range: float) -> Iterator[str]:
+def warnings(recipe: Recipe, hardware: Hardware, initializer_range: float, world_size: int = 1) -> Iterator[str]:
     """Yield what is allowed and probably not wanted, each with what to do instead."""
+    stage, replicate = recipe.sharding.zero_stage, recipe.sharding.replicate
+    if stage not in ("auto", 0) and replicate in ("auto", world_size) and (world_size == 1 or replicate != "auto"):
+        ranks = "one process" if world_size == 1 else f"{world_size} groups of one process"
+        yield f"sharding.zero_stage={stage} does nothing on {ranks}; use 0, or ranks that share a model"
     if recipe.amp.precision == "bf16" and hardware.slow_bf16:
         yield (
             f"{hardware.name} has no bf16 instructions: products run in fp32 from rounded weights, which saves memory; "
@@ -85,9 +79,28 @@ def _state(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
 
 
 def _offload(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
-    if "offload" in _policies(recipe) and hardware.kind == "cpu":
-        text = "offload on the CPU: the host memory is the device memory there; use full"
-        yield fault(recipe, "recompute.policy", text, "train.device")
+    if hardware.kind != "cpu":
+        return
+    why = "the host memory is the device memory there"
+    if "offload" in _policies(recipe):
+        yield fault(recipe, "recompute.policy", f"offload on the CPU: {why}; use full", "train.device")
+    if recipe.sharding.offload in ("optimizer", "all"):
+        text = f"{recipe.sharding.offload} on the CPU: {why}; use none"
+        yield fault(recipe, "sharding.offload", text, "train.device")
+
+
+def _groups(recipe: Recipe, world_size: int) -> Iterator[Fault]:
+    """Yield what is wrong with the groups of ranks that each hold the whole model."""
+    groups, key = recipe.sharding.replicate, "sharding.replicate"
+    if groups == "auto":
+        return
+    ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
+    if world_size % groups:
+        near = nearest_divisors(world_size, groups)
+        yield fault(recipe, key, f"{groups} does not divide {ranks}; nearest that do: {near}", "cluster.nodes")
+    elif recipe.sharding.zero_stage == 0 and groups != world_size:
+        text = f"{groups}: at zero_stage 0 each of {ranks} holds the whole model; use {world_size}, or auto"
+        yield fault(recipe, key, text, "sharding.zero_stage")
 
 
 def _compiled(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:

@@ -36,6 +36,7 @@ from bigtrain.planner.plan import Plan
 from bigtrain.training.evaluate import Evaluation, evaluate_plan
 from bigtrain.training.meter import Meter, Skips
 from bigtrain.training.metrics import MetricsLog
+from bigtrain.training.out_of_memory import memory_explained
 from bigtrain.training.peak import peak_flops
 from bigtrain.training.progress import RunProgress
 from bigtrain.training.report import REPORT_FILE, write_report
@@ -215,7 +216,9 @@ class Run:
     def _take_steps(self) -> None:
         state, skips = self._state, self._skips
         for batch in state.loader:
-            self._after_step(self._take_step(batch))
+            with memory_explained(self.plan, state.engine):
+                result = self._take_step(batch)
+            self._after_step(result)
             if skips.in_a_row > self.plan.recipe.train.max_skipped:
                 many = f"{skips.in_a_row} steps in a row had a loss or gradient that is not finite (train.max_skipped)"
                 raise BigtrainError(f"{many}; {self._last_good()}")

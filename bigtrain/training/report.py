@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 
+from bigtrain.charts.axis import finite
+from bigtrain.charts.elements import details, figure, fill, json_in_html, legend, table, words
+from bigtrain.charts.lines import Chart, Line, Point, chart_data, draw, thin
 from bigtrain.models.shape import parameter_table
-from bigtrain.training.axis import finite
-from bigtrain.training.chart import Chart, Line, Point, chart_data, draw, thin
 from bigtrain.training.metrics import read_metrics
-from bigtrain.training.summary import Figure, Row, evaluation_rows, figures, skipped_steps, step_rows
+from bigtrain.training.summary import Row, evaluation_rows, figures, skipped_steps, step_rows
 from bigtrain.units import format_bytes, format_count, format_flops
 
 if TYPE_CHECKING:
@@ -45,15 +44,16 @@ def page(rows: Sequence[Row], plan: Plan, environment: str | None) -> str:
     """Return the page of a run; `environment` is shown as it is, None leaves it out."""
     shown = list(charts(rows, plan))
     template = resources.files("bigtrain.training").joinpath("report_page.html").read_text(encoding="utf-8")
-    return Template(template).substitute(
+    return fill(
+        template,
         name=escape(plan.recipe.name),
         subtitle=escape(_subtitle(plan)),
         notices="".join(f'<p class="notice">{escape(text)}</p>' for text in _notices(rows)),
-        figures="\n".join(map(_figure, figures(rows, plan))),
+        figures="\n".join(figure(one.name, one.value, one.text, one.note) for one in figures(rows, plan)),
         charts="\n".join(map(_chart, shown)),
-        shape=_table(_shape_cells(plan)),
-        parameters=_table(_parameter_cells(plan), header=("part", "parameters each", "times", "parameters", "share")),
-        details=_details("Recipe, as planned", plan.to_yaml()) + _details("Environment", environment),
+        shape=table(_shape_cells(plan)),
+        parameters=table(_parameter_cells(plan), header=("part", "parameters each", "times", "parameters", "share")),
+        details=details("Recipe, as planned", plan.to_yaml()) + details("Environment", environment),
         data=json_in_html({chart.key: chart_data(chart) for chart in shown}),
     )
 
@@ -91,19 +91,13 @@ def smooth(points: Sequence[Point]) -> list[Point]:
     return smoothed
 
 
-def json_in_html(data: object) -> str:
-    """Return JSON that can stand in a script element: no text in it can end the element or begin another."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
 def _points(rows: Sequence[Row], key: str) -> list[Point]:
     return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
 
 def _lines(rows: Sequence[Row], key: str, name: str | None = None, style: str = "main") -> list[Line]:
     points = thin(_points(rows, key))
-    return [Line(name or _words(key), points, style)] if points else []
+    return [Line(name or words(key), points, style)] if points else []
 
 
 def _loss_chart(steps: Sequence[Row], evaluations: Sequence[Row]) -> Chart:
@@ -143,34 +137,18 @@ def _notices(rows: Sequence[Row]) -> Iterator[str]:
         yield f"Skipped steps, whose loss or gradient was not finite: {skipped}. Their values are marked in red."
 
 
-def _figure(figure: Figure) -> str:
-    return (
-        f'<div class="figure"><h3>{escape(figure.name)}</h3>'
-        f'<p><data value="{escape(str(figure.value))}">{escape(figure.text)}</data></p>'
-        f"<small>{escape(figure.note)}</small></div>"
-    )
-
-
 def _chart(chart: Chart) -> str:
     named = chart.lines if len(chart.lines) > 1 or chart.bar else ()
-    legend = _legend((f"{line.style} dot" if line.dotted else line.style, line.name) for line in named)
+    entries = legend((f"{line.style} dot" if line.dotted else line.style, line.name) for line in named)
     if chart.bar:
         sizes = enumerate(chart.bar.items())
-        causes = ((f"cause-{index}", f"{_words(cause)} {format_bytes(size)}") for index, (cause, size) in sizes)
-        legend += f"<div>model state, planned: {_legend(causes)}</div>"
+        causes = ((f"cause-{index}", f"{words(cause)} {format_bytes(size)}") for index, (cause, size) in sizes)
+        entries += f"<div>model state, planned: {legend(causes)}</div>"
     return (
         f'<figure id="{chart.key}" class="{"wide" if chart.width > 600 else "half"}"><figcaption>'
-        f'<h2 id="{chart.key}-title">{escape(chart.title)}</h2>{legend}</figcaption>'
+        f'<h2 id="{chart.key}-title">{escape(chart.title)}</h2>{entries}</figcaption>'
         f'<div class="plot">{draw(chart)}</div></figure>'
     )
-
-
-def _legend(entries: Iterable[tuple[str, str]]) -> str:
-    return "".join(f'<span><i class="{style}"></i>{escape(name)}</span>' for style, name in entries)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _shape_cells(plan: Plan) -> list[tuple[str, ...]]:
@@ -196,18 +174,5 @@ def _parameter_cells(plan: Plan) -> list[tuple[str, ...]]:
     for part, each in parts.items():
         times = plan.model.num_hidden_layers if part == "block" else 1
         share = each * times / plan.parameters
-        cells.append((_words(part), f"{each:,}", f"{times}", f"{each * times:,}", f"{share:.1%}"))
+        cells.append((words(part), f"{each:,}", f"{times}", f"{each * times:,}", f"{share:.1%}"))
     return [*cells, ("all", "", "", f"{plan.parameters:,}", "100%")]
-
-
-def _table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(text)}</td>" for text in others)}</tr>\n'
-        for first, *others in rows
-    )
-    return f"<table>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>\n{body}</tbody></table>"
-
-
-def _details(title: str, text: str | None) -> str:
-    return "" if text is None else f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>\n"

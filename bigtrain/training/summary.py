@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bigtrain.training.axis import finite
+from bigtrain.charts.axis import finite
 from bigtrain.units import format_bytes, format_count, format_flops, format_seconds
 
 if TYPE_CHECKING:

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 import bigtrain
-from bigtrain.checkpoint.resume import check_resume, stored_recipe
+from bigtrain.checkpoint.resume import as_chosen_before, check_resume, stored_recipe
+from bigtrain.config.schema import Recipe
 from bigtrain.errors import InputError, RecipeError, ResumeError
+from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.plan import Plan, plan
+
+LARGE = Hardware("cpu", "a processor", 1, 2**40)
 
 
 def planned(*overrides: str) -> Plan:
@@ -95,3 +99,44 @@ def test_a_stored_recipe_that_is_absent_or_damaged_is_refused(tmp_path: Path) ->
     (tmp_path / "plan.yaml").write_text("model: [")
     with pytest.raises(RecipeError):
         stored_recipe(tmp_path)
+
+
+def opened(*overrides: str) -> Recipe:
+    return bigtrain.load_recipe("quickstart_bert", ["optimizer.state=auto", *overrides])
+
+
+def run_of(folder: Path, *overrides: str) -> Path:
+    """Write the plan of a run that chose otherwise than anyone would today."""
+    pinned = ("train.micro_batch_size=2", "recompute.policy=full", "optimizer.state=bf16", "train.device=cpu")
+    planned = bigtrain.plan(bigtrain.load_recipe("quickstart_bert", [*pinned, "memory.budget=4GiB", *overrides]), LARGE)
+    (folder / "plan.yaml").write_text(planned.to_yaml())
+    return folder
+
+
+def test_what_a_run_chose_is_chosen_again(tmp_path: Path) -> None:
+    found = as_chosen_before(opened(), run_of(tmp_path), LARGE)
+    assert (found.train.micro_batch_size, found.recompute.policy, found.optimizer.state) == (2, "full", "bf16")
+    assert found.memory.budget == 4 * 2**30
+
+
+def test_what_is_written_now_stays(tmp_path: Path) -> None:
+    found = as_chosen_before(opened("train.micro_batch_size=4", "optimizer.state=fp32"), run_of(tmp_path), LARGE)
+    assert (found.train.micro_batch_size, found.recompute.policy, found.optimizer.state) == (4, "full", "fp32")
+
+
+def test_without_a_run_everything_stays_open(tmp_path: Path) -> None:
+    assert as_chosen_before(opened(), tmp_path, LARGE) == opened()
+
+
+@pytest.mark.parametrize(
+    ("hardware", "overrides"),
+    [
+        (Hardware("cuda", "a GPU", 1, 2**40), ()),
+        (Hardware("cpu", "a small one", 1, 2**30), ()),
+        (LARGE, ("cluster.nodes=2",)),
+        (LARGE, ("cluster.devices_per_node=4",)),
+    ],
+)
+def test_elsewhere_everything_is_chosen_anew(tmp_path: Path, hardware: Hardware, overrides: tuple[str, ...]) -> None:
+    recipe = opened(*overrides)
+    assert as_chosen_before(recipe, run_of(tmp_path), hardware) == recipe

@@ -6,7 +6,7 @@ import pytest
 
 from bigtrain.config.keys import choices, schema_keys
 from bigtrain.config.load import load_recipe
-from bigtrain.config.unbuilt import BUILT
+from bigtrain.config.unbuilt import BUILT, RUNNABLE, check_runnable
 from bigtrain.errors import RecipeError
 
 
@@ -33,18 +33,11 @@ def test_rows_name_keys_and_values_that_exist_and_admit_the_default(key):
         "train.on_spike=skip",
         "train.on_spike=rollback",
         "amp.reduce=bf16",
-        "sharding.zero_stage=1",
-        "sharding.zero_stage=3",
         "sharding.engine=deepspeed",
-        "sharding.offload=nvme",
-        "sharding.replicate=2",
         "sharding.tensor_parallel=2",
         "checkpoint.asynchronous=true",
         "logging.sample_every=5",
         "logging.trackers=[tensorboard, wandb]",
-        "cluster.nodes=2",
-        "cluster.nodes=2:4",
-        "cluster.devices_per_node=2",
         "cluster.scheduler=slurm",
         "cluster.rendezvous=host:29500",
         "cluster.timeout=30s",
@@ -86,6 +79,30 @@ def test_refused(override):
 )
 def test_accepted(override):
     load_recipe("quickstart_bert", [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sharding.zero_stage=3",
+        "sharding.offload=optimizer",
+        "sharding.replicate=2",
+        "cluster.nodes=2",
+        "cluster.nodes=2:4",
+        "cluster.devices_per_node=2",
+    ],
+)
+def test_planned_and_not_run(override):
+    key = override.partition("=")[0]
+    loaded = load_recipe("quickstart_bert", ["sharding.zero_stage=0", "sharding.replicate=1", "sharding.offload=none",
+                                             "cluster.devices_per_node=1", override])  # fmt: skip
+    with pytest.raises(RecipeError, match=f"{key}: .* is not in this version; use "):
+        check_runnable(loaded)
+
+
+def test_what_runs_is_let_through():
+    keys = (f"{key}={values[0]}" for key, values in RUNNABLE.items())
+    check_runnable(load_recipe("quickstart_bert", [*keys]))
 
 
 def test_the_line_says_what_to_use():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigtrain.memory.blockwise import BlockKind, Kept, ModelTrace, Outside, Span
+from bigtrain.memory.blockwise import BlockKind, Kept, ModelTrace, Outside, Span, between
 
 
 def model(none: Kept, full: Kept, *, calls: int = 2, again: frozenset[int] = frozenset()) -> ModelTrace:
@@ -50,3 +51,30 @@ def test_what_keeps_less_never_needs_more(calls: int, forward: int, kept: int) -
     assert found.peak_bytes("full") <= found.peak_bytes("none")
     mixed = ["full"] + ["none"] * (calls - 1)
     assert found.peak_bytes("full") <= found.peak_bytes(mixed) <= found.peak_bytes("none")
+
+
+def test_seconds_are_those_of_all_calls_and_of_what_is_around_them() -> None:
+    none, full = Kept(0, 1, 0, 0, 1.0, 2.0), Kept(0, 0, 0, 0, 1.0, 3.0)
+    found = model(none, full)
+    outside = Outside(found.outside.forward, found.outside.turn, found.outside.backward, 7, 10.0, 20.0)
+    found = ModelTrace(200, 0, found.kinds, found.calls, outside, outside)
+    assert found.seconds(["none", "none"]) == (12.0, 24.0, 0.0)
+    assert found.seconds(["full", "none"]) == (12.0, 24.0, 1.0)
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**9), st.integers(2, 40))
+def test_sizes_between_two_lie_on_a_line(base: int, slope: int, rows: int) -> None:
+    def at(size: int) -> ModelTrace:
+        return model(Kept(base + slope * size, slope * size, 0, 0, 0.5 * size, 0.0), QUIET)
+
+    found = between(at(2), at(4), (rows - 2) / 2)
+    assert found.kinds[0].by_policy["none"].kept_bytes == slope * rows
+    assert found.peak_bytes("none") == at(rows).peak_bytes("none")
+    assert found.kinds[0].by_policy["none"].forward_seconds == 0.5 * rows
+
+
+def test_traces_of_other_blocks_are_not_mixed() -> None:
+    with pytest.raises(ValueError, match="traces of different models"):
+        between(model(QUIET, QUIET, calls=2), model(QUIET, QUIET, calls=3), 0.5)
+    with pytest.raises(ValueError, match="traces of different models"):
+        between(model(QUIET, QUIET), model(QUIET, QUIET, again=frozenset({0})), 0.5)

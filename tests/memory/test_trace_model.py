@@ -122,7 +122,7 @@ def test_a_model_on_the_meta_device_of_any_depth() -> None:
 
 def test_blocks_that_differ_are_kinds_of_their_own() -> None:
     model = Stack([Layer(16, 32), Layer(16, 64), Layer(16, 32), Layer(16, 32, scale=0.5)])
-    found = trace_model(model, [torch.zeros(8, 16)], loss=torch.sum)
+    found = trace_model(model, [torch.zeros(8, 16)], forward=total)
     assert found.calls == (0, 1, 0, 2)
     assert [kind.name for kind in found.kinds] == ["Layer"] * 3
     assert found.kinds[0].input_bytes == found.kinds[0].output_bytes == 8 * 16 * 4
@@ -131,26 +131,26 @@ def test_blocks_that_differ_are_kinds_of_their_own() -> None:
 def test_a_block_that_runs_several_times_has_one_gradient() -> None:
     layer = Layer(16, 32)
     model = Stack([layer], times=3)
-    found = trace_model(model, [torch.zeros(8, 16)], loss=torch.sum, blocks=[layer])
+    found = trace_model(model, [torch.zeros(8, 16)], forward=total, blocks=[layer])
     assert found.again == {0, 1} and found.gradient_bytes == found.parameter_bytes
     fake, x = as_fake(model), fake_like(torch.zeros(8, 16))
-    assert found.peak_bytes("none") == pytest.approx(trace(_backward(fake, x)).peak_bytes, rel=0.1)
+    assert found.peak_bytes("none") == pytest.approx(trace(_backward(fake, x)).peak_bytes, rel=0.15)
 
 
 def test_blocks_are_found_by_class() -> None:
     model = Stack([Layer(16, 32), Layer(16, 32)])
-    assert len(trace_model(model, [torch.zeros(8, 16)], loss=torch.sum, blocks=nn.Linear).calls) == 5
-    with pytest.raises(InputError, match="Stack: has no such blocks"):
-        trace_model(model, [torch.zeros(8, 16)], loss=torch.sum, blocks=nn.Conv1d)
+    assert len(trace_model(model, [torch.zeros(8, 16)], forward=total, blocks=nn.Linear).calls) == 5
+    with pytest.raises(InputError, match="Stack: has no module of class Conv1d"):
+        trace_model(model, [torch.zeros(8, 16)], forward=total, blocks=nn.Conv1d)
 
 
 def test_what_is_no_loss_is_refused() -> None:
-    with pytest.raises(InputError, match=r"Stack: returns no scalar loss but a tensor \(8, 16\); give loss="):
+    with pytest.raises(InputError, match=r"Stack: returns no scalar loss but a tensor \(8, 16\); give forward="):
         trace_model(Stack([Layer(16, 32)]), [torch.zeros(8, 16)])
 
 
 def test_a_number_of_policies_that_does_not_fit() -> None:
-    found = trace_model(Stack([Layer(16, 32)]), [torch.zeros(8, 16)], loss=torch.sum)
+    found = trace_model(Stack([Layer(16, 32)]), [torch.zeros(8, 16)], forward=total)
     with pytest.raises(ValueError, match="2 policies for 1 blocks"):
         found.peak_bytes(["none", "full"])
 
@@ -158,7 +158,11 @@ def test_a_number_of_policies_that_does_not_fit() -> None:
 def test_control_flow_on_numbers_names_the_module() -> None:
     model = Stack([Layer(16, 32), Reader(16, 32)])
     with pytest.raises(InputError, match=r"layers\.1 \(Reader\): aten\._local_scalar_dense"):
-        trace_model(model, [torch.zeros(8, 16)], loss=torch.sum)
+        trace_model(model, [torch.zeros(8, 16)], forward=total)
+
+
+def total(model: nn.Module, sample: Any) -> Tensor:
+    return torch.sum(model(*sample))
 
 
 class Layer(nn.Module):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bigtrain import processor
+from bigtrain.errors import InputError
 from bigtrain.planner import hardware
 
 
@@ -72,3 +73,27 @@ def test_bf16_is_slow_where_the_processor_lists_no_instructions_for_it(
     monkeypatch.setattr(hardware, "processor_field", lambda name: "")
     assert hardware.cpu().slow_bf16 is slow
     assert hardware.cpu().name == "CPU"
+
+
+def test_a_device_of_the_table_by_name() -> None:
+    found = hardware.of_name("NVIDIA H100 80GB HBM3")
+    assert (found.kind, found.name, found.devices, found.capability) == ("cuda", "h100", 1, (9, 0))
+    assert found.device is not None and found.memory_bytes == found.device.memory_bytes
+    assert not found.slow_bf16 and found.threads is None
+
+
+def test_devices_without_bf16_are_slow_at_it() -> None:
+    assert hardware.of_name("t4").slow_bf16
+    assert hardware.of_name("cpu-laptop").slow_bf16 and hardware.of_name("cpu-laptop").threads == 4
+
+
+def test_cpu_is_this_machine() -> None:
+    assert hardware.of_name("cpu") == hardware.cpu()
+    assert hardware.of_name("cpu").device is None
+
+
+def test_a_name_that_is_not_there_gets_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"--device: 'h10' is not one device of the table; write one of: h100"):
+        hardware.of_name("h10")
+    with pytest.raises(InputError, match="did you mean 'rtx4090'"):
+        hardware.of_name("rtx409o")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ from bigtrain.config.schema import Recipe
 from bigtrain.errors import RecipeError
 from bigtrain.planner import mechanisms
 from bigtrain.planner.hardware import Hardware
-from bigtrain.planner.mechanisms import mechanism_faults, release_obstacles, resolved_mechanisms, without_mechanisms
+from bigtrain.planner.mechanisms import mechanism_faults, release_obstacles, without_mechanisms
 from bigtrain.planner.plan import plan
 
 CPU = Hardware("cpu", "a processor", 1, 2**36)
@@ -85,7 +84,8 @@ def test_what_is_not_there_is_one_line(overrides: list[str], hardware: Hardware,
 def test_what_is_there_is_planned(overrides: list[str], hardware: Hardware) -> None:
     assert faults(*overrides, on=hardware) == []
     planned = plan(recipe(*overrides), hardware)
-    assert plan(planned.recipe, hardware) == planned
+    again = plan(planned.recipe, hardware)
+    assert (again.recipe, again.choice, again.memory) == (planned.recipe, planned.choice, planned.memory)
 
 
 def test_offload_of_some_blocks_is_offload() -> None:
@@ -144,11 +144,44 @@ def test_no_auto_is_left(name: str) -> None:
         assert "auto" not in (*left, chosen.recompute.policy)
 
 
-def test_what_is_written_is_not_resolved() -> None:
-    written = recipe("optimizer.state=8bit", "recompute.policy=full", "optimizer.gradient_release=false")
-    chosen: dict[str, Any] = resolved_mechanisms(written, 1)
-    assert chosen["optimizer"] == {}
-    assert chosen["recompute"] == {}
+def test_groups_must_divide_the_ranks() -> None:
+    three = recipe("sharding.replicate=3")
+    (line,) = map(str, mechanism_faults(three, NEW, 1, 8))
+    assert line == "command line: sharding.replicate: 3 does not divide 8 ranks; nearest that do: 2, 4"
+    assert mechanism_faults(recipe("sharding.replicate=4", "sharding.zero_stage=3"), NEW, 1, 8) == []
+    assert mechanism_faults(recipe("sharding.replicate=auto"), NEW, 1, 8) == []
+
+
+def test_without_sharding_each_rank_is_a_group() -> None:
+    two = recipe("sharding.zero_stage=0", "sharding.replicate=2")
+    (line,) = map(str, mechanism_faults(two, NEW, 1, 8))
+    assert "sharding.replicate: 2: at zero_stage 0 each of 8 ranks holds the whole model; use 8, or auto" in line
+    assert mechanism_faults(two, NEW, 1, 2) == []
+
+
+@pytest.mark.parametrize("place", ["optimizer", "all"])
+def test_a_cpu_has_nowhere_to_offload_to(place: str) -> None:
+    (line,) = faults(f"sharding.offload={place}")
+    assert line == (
+        f"command line: sharding.offload: {place} on the CPU: the host memory is the device memory there; use none"
+    )
+    assert faults(f"sharding.offload={place}", on=NEW) == []
+
+
+def test_all_faults_are_found_at_once() -> None:
+    wrong = recipe("sharding.offload=all", "recompute.policy=offload", "sharding.replicate=3", "amp.precision=fp16")
+    assert len(mechanism_faults(wrong, CPU, 1, 8)) == 4
+
+
+def test_sharding_that_does_nothing_is_a_warning() -> None:
+    staged = recipe("sharding.zero_stage=3")
+    (warning,) = mechanisms.warnings(staged, NEW, 0.02, 1)
+    assert warning.startswith("sharding.zero_stage=3 does nothing on one process; use 0")
+    assert not list(mechanisms.warnings(staged, NEW, 0.02, 8))
+    (warning,) = mechanisms.warnings(recipe("sharding.zero_stage=1", "sharding.replicate=8"), NEW, 0.02, 8)
+    assert "does nothing on 8 groups of one process" in warning
+    assert not list(mechanisms.warnings(recipe("sharding.zero_stage=1", "sharding.replicate=2"), NEW, 0.02, 8))
+    assert not list(mechanisms.warnings(recipe("sharding.zero_stage=0", "sharding.replicate=1"), NEW, 0.02, 1))
 
 
 def test_a_learning_rate_too_small_to_move_a_weight_is_a_warning_with_the_number() -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from bigtrain.charts.lines import LONGEST_LINE
 from bigtrain.config.schema import Recipe
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.plan import Plan, plan
-from bigtrain.training.chart import LONGEST_LINE
 from bigtrain.training.metrics import METRICS_FILE, read_metrics
-from bigtrain.training.report import REPORT_FILE, charts, json_in_html, page, smooth, write_report
+from bigtrain.training.report import REPORT_FILE, charts, page, smooth, write_report
 
 Rows = list[dict[str, Any]]
 CHARTS = ["loss", "learning-rate", "speed", "gradient", "memory"]
@@ -285,13 +285,6 @@ def test_recipe_is_shown_as_it_is(tiny: Plan) -> None:
     shown = Page(page(run(3), tiny, None))
     assert "".join(shown.inside("pre")) == tiny.to_yaml()
     assert "A <fast> CPU" in "".join(shown.inside("p"))
-
-
-def test_json_cannot_leave_its_element() -> None:
-    data = {"</script>": ["<!--", "&amp;", "\u2028", 0.1]}
-    text = json_in_html(data)
-    assert not set(text) & set("<>&\u2028")
-    assert json.loads(text) == data
 
 
 def test_smoothing_stays_on_a_falling_line() -> None:

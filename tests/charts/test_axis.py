@@ -7,7 +7,7 @@ import math
 import pytest
 from hypothesis import given, settings, strategies
 
-from bigtrain.training.axis import Axis, Unit, byte_unit, finite, round_spacing, scientific
+from bigtrain.charts.axis import Axis, Unit, byte_unit, finite, round_spacing, scientific, short_seconds
 
 GIB = 2**30
 sizes = strategies.floats(1e-12, 1e12)
@@ -39,6 +39,8 @@ def test_logarithmic_values_lie_by_ratio() -> None:
         (0, 600 * 2**20, "bytes", ["0", "100 MiB", "200 MiB", "300 MiB", "400 MiB", "500 MiB", "600 MiB"]),
         (0, 4_000_000, "step", ["0", "1,000,000", "2,000,000", "3,000,000", "4,000,000"]),
         (9, 11, "step", ["9", "10", "11"]),
+        (0, 1, "share", ["0", "20%", "40%", "60%", "80%", "100%"]),
+        (0, 0.01, "share", ["0", "0.2%", "0.4%", "0.6%", "0.8%", "1.0%"]),
     ],
 )
 def test_tick_texts(low: float, high: float, unit: Unit, expected: list[str]) -> None:
@@ -102,3 +104,20 @@ def test_scientific(value: float, text: str) -> None:
 )
 def test_byte_unit(size: float, unit: tuple[str, int]) -> None:
     assert byte_unit(size) == unit
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.00412, "4.12 ms"),
+        (0.0381, "38.1 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1 s"),
+        (2.414, "2.41 s"),
+        (59.97, "60 s"),
+        (999.4, "999 s"),
+        (1206.7, "1,207 s"),
+    ],
+)
+def test_short_seconds(seconds: float, text: str) -> None:
+    assert short_seconds(seconds) == text

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from bigtrain.units import BYTE_UNITS, format_count
 
-Unit: TypeAlias = Literal["step", "number", "scientific", "count", "bytes"]
+Unit: TypeAlias = Literal["step", "number", "scientific", "count", "bytes", "share"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Axis:
             return "0"
         if self.unit == "step":
             return f"{value:,.0f}"
+        if self.unit == "share":
+            return f"{value:.{max(0, decimals - 2)}%}"
         if self.unit == "bytes":
             return f"{value:.{decimals}f} {byte_name}"
         if self.unit == "count":
@@ -82,3 +84,10 @@ def byte_unit(size: float) -> tuple[str, int]:
     """Return the largest binary unit that a size has at least one of, and its bytes."""
     names = [name for name in ("TiB", "GiB", "MiB", "KiB") if size >= BYTE_UNITS[name]]
     return (names[0], BYTE_UNITS[names[0]]) if names else ("B", 1)
+
+
+def short_seconds(seconds: float) -> str:
+    """Return a text for people, for the length of a step: 38.1 ms, 2.41 s, 1,207 s."""
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:,.0f} s"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, TypeAlias
 
-from bigtrain.training.axis import Axis, Unit, finite
+from bigtrain.charts.axis import Axis, Unit, finite
 
 Value: TypeAlias = float | str
 """A number, or the text that stands for one that is not finite."""
@@ -78,7 +78,7 @@ def chart_data(chart: Chart) -> dict[str, Any]:
     steps = _step_axis(chart)
     return {
         "unit": chart.unit,
-        "steps": [steps.low, steps.high, steps.start, steps.end],
+        "axis": [steps.low, steps.high, steps.start, steps.end],
         "width": chart.width,
         "lines": [{"name": line.name, "points": line.points} for line in chart.lines],
     }

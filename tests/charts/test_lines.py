@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings, strategies
 
-from bigtrain.training.axis import finite
-from bigtrain.training.chart import LONGEST_LINE, Chart, Line, Point, chart_data, draw, thin
+from bigtrain.charts.axis import finite
+from bigtrain.charts.lines import LONGEST_LINE, Chart, Line, Point, chart_data, draw, thin
 
 values = strategies.one_of(strategies.floats(0, 1e38), strategies.sampled_from(["nan", "inf"]))
 
@@ -151,14 +151,14 @@ def test_data_hold_the_values_as_they_are() -> None:
 
 def test_data_say_where_steps_lie() -> None:
     shown = chart((10, 1.0), (25, 2.0), (40, 3.0))
-    first, last, left, right = chart_data(shown)["steps"]
+    first, last, left, right = chart_data(shown)["axis"]
     (line,) = tags(parsed(shown), "polyline")
     for step, (x, _) in zip((10, 25, 40), coordinates(line), strict=True):
         assert left + (right - left) * (step - first) / (last - first) == pytest.approx(x, abs=0.06)
 
 
 def test_one_step_has_an_axis_too() -> None:
-    first, last, left, right = chart_data(chart((7, 1.0)))["steps"]
+    first, last, left, right = chart_data(chart((7, 1.0)))["axis"]
     assert (first, last) == (6, 8)
     assert left < right
     assert all(math.isfinite(edge) for edge in (left, right))

@@ -1,0 +1,74 @@
+"""What a recipe without `auto` holds on some hardware: tensors, allocator, process, device. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from bigtrain.config.model import ModelConfig
+from bigtrain.config.schema import Recipe
+from bigtrain.memory.predict import predict
+from bigtrain.memory.report import MemoryReport
+from bigtrain.memory.state import host_bytes
+from bigtrain.planner.hardware import Hardware
+
+PROCESS_BYTES = {"cpu": 448 * 2**20, "cuda": 3 * 2**30}
+"""Resident host memory of a launcher, its worker and the reader of data, beside tensors.
+
+On the CPU measured: 423 to 434 MiB (`benchmarks/memory.json`, four runs of BERT-Large). With CUDA's libraries an
+estimate, not measured.
+"""
+
+COMMUNICATION_BYTES = 512 * 2**20
+"""What NCCL holds on a device beside the allocator, from two ranks on: an estimate, not measured."""
+
+
+def memory_of(recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size: int = 1) -> MemoryReport:
+    """Return the memory of one rank at its peak; on a CPU no allocator lies between, and the device is the host."""
+    device = hardware.device
+    report = predict(
+        recipe,
+        model,
+        device=hardware.kind,
+        slow_bf16=hardware.slow_bf16,
+        world_size=world_size,
+        threads=hardware.threads,
+        workspace_bytes=device.workspace_bytes if device is not None else 0,
+    )
+    held = host_bytes(recipe, model, world_size)
+    return on_device(dataclasses.replace(report, host_bytes_peak=held), hardware, world_size)
+
+
+def on_device(report: MemoryReport, hardware: Hardware, world_size: int = 1) -> MemoryReport:
+    """Return a report of tensors and allocator with what a device and its host hold in all."""
+    held = report.allocated_bytes_peak
+    beside = beside_bytes(hardware, world_size)
+    if hardware.kind == "cpu":
+        process = beside + (report.host_bytes_peak or 0)
+        return dataclasses.replace(
+            report, reserved_bytes_peak=held, device_bytes_peak=held + beside, host_bytes_peak=held + process
+        )
+    process = PROCESS_BYTES["cuda"] + (report.host_bytes_peak or 0)
+    reserved = report.reserved_bytes_peak
+    assert reserved is not None
+    return dataclasses.replace(report, device_bytes_peak=reserved + beside, host_bytes_peak=process)
+
+
+def beside_bytes(hardware: Hardware, world_size: int = 1) -> int:
+    """Return what a device holds beside tensors and what the allocator reserves for them."""
+    if hardware.kind == "cpu":
+        return PROCESS_BYTES["cpu"]
+    context = hardware.device.context_bytes if hardware.device is not None else 0
+    return context + (COMMUNICATION_BYTES if world_size > 1 else 0)
+
+
+def budget_bytes(hardware: Hardware) -> int:
+    """Return what `memory.budget: auto` may use: all but a headroom, of a nominal size what drivers show."""
+    known = hardware.device is None or hardware.device.memory_known != "nominal" or hardware.kind == "cpu"
+    return int(hardware.memory_bytes * (1 if known else VISIBLE_SHARE) * (1 - HEADROOM_SHARE))
+
+
+HEADROOM_SHARE = 0.03
+"""Left free: what the prediction may be wrong by, and what else lives on a device."""
+
+VISIBLE_SHARE = 0.95
+"""Of a card's nominal memory, what its driver shows: 92% to 98% (`devices.json`)."""

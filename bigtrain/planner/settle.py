@@ -1,0 +1,95 @@
+"""Everything of a recipe that follows from the machine and from its own keys, before the search. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from bigtrain.config.model import ModelConfig, resolve_model
+from bigtrain.config.schema import Recipe
+from bigtrain.config.shape_checks import fault
+from bigtrain.data.vocabulary import vocabulary_size
+from bigtrain.errors import DataError, RecipeError
+from bigtrain.planner import hardware as hardware_module
+from bigtrain.planner.cluster import placed
+from bigtrain.planner.hardware import Hardware
+from bigtrain.planner.mechanisms import instead_of_auto
+from bigtrain.planner.price import budget_bytes
+
+
+def settled(
+    recipe: Recipe, hardware: Hardware | None, world_size: int | None
+) -> tuple[Recipe, ModelConfig, Hardware, int]:
+    """Return a recipe in which `auto` stands only where the search chooses, its model, the hardware and the ranks.
+
+    Raises RecipeError where the recipe asks for what is not there.
+    """
+    hardware = chosen_hardware(recipe, hardware)
+    recipe, ranks = placed(recipe, world_size)
+    model = resolve_model(recipe.model, vocab_size=_vocab_size(recipe), sequence_length=recipe.data.sequence_length)
+    keys: dict[str, dict[str, Any]] = {
+        "model": _shape_keys(recipe, model),
+        "train": {"device": hardware.kind, **instead_of_auto(recipe.train, compile=hardware.kind == "cuda")},
+        "sharding": instead_of_auto(recipe.sharding, engine="fsdp2"),
+        "memory": {"budget": _budget(recipe, hardware)},
+    }
+    sections = {name: getattr(recipe, name).model_copy(update=values) for name, values in keys.items()}
+    return recipe.model_copy(update=sections), model, hardware, ranks
+
+
+def labelled_fraction(recipe: Recipe) -> float:
+    """Return the share of a row's tokens for which logits are computed."""
+    return recipe.train.masking_probability if recipe.train.objective == "mlm" else 1.0
+
+
+def _shape_keys(recipe: Recipe, model: ModelConfig) -> dict[str, Any]:
+    known = type(recipe.model).model_fields
+    keys = {key: value for key, value in dataclasses.asdict(model).items() if key in known}
+    if model.family != "llama":
+        del keys["num_key_value_heads"]
+    return keys
+
+
+def _budget(recipe: Recipe, hardware: Hardware) -> int:
+    if recipe.memory.budget != "auto":
+        return recipe.memory.budget
+    if hardware.memory_bytes <= 0:
+        text = f"the memory of {hardware.name} cannot be read; write a size, such as 16GiB"
+        raise RecipeError(fault(recipe, "memory.budget", f"auto: {text}"))
+    return budget_bytes(hardware)
+
+
+def chosen_hardware(recipe: Recipe, hardware: Hardware | None = None) -> Hardware:
+    """Return the hardware that a recipe is planned for: what is given, else what it names of this machine."""
+    if hardware is not None:
+        return hardware
+    if recipe.train.device == "cpu":
+        return hardware_module.cpu()
+    if recipe.train.device == "cuda":
+        found = hardware_module.cuda_devices()
+        if found is None:
+            raise RecipeError(fault(recipe, "train.device", "'cuda': this machine has no CUDA device; use cpu or auto"))
+        return found
+    return hardware_module.this_machine()
+
+
+def _vocab_size(recipe: Recipe) -> int:
+    if recipe.data.tokenizer == "train":
+        return recipe.data.vocab_size
+    written = recipe.model.vocab_size
+    try:
+        size = vocabulary_size(recipe.data.tokenizer, recipe.origin("data.tokenizer"))
+    except DataError:
+        if written == "auto":
+            raise
+        size = None  # a stored plan outlives the tokenizer's file, and preparing the data looks at it again
+    if size is None and written == "auto":
+        text = (
+            f"{recipe.data.tokenizer} is not on this machine yet, so its size is not known; "
+            "run bigtrain prepare first, or give model.vocab_size"
+        )
+        raise RecipeError(fault(recipe, "data.tokenizer", text))
+    if size is not None and written != "auto" and written < size:
+        text = f"{written} is less than the {size} tokens of {recipe.data.tokenizer}; use auto or at least {size}"
+        raise RecipeError(fault(recipe, "model.vocab_size", text))
+    return size if size is not None else int(written)

@@ -1,0 +1,217 @@
+"""How long a step takes: a roofline for each operation of our models, the optimizer, and what ranks send. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bigtrain.amp.cost import weight_bytes
+from bigtrain.config.model import ModelConfig
+from bigtrain.config.schema import Recipe
+from bigtrain.data.cache import cache_folder
+from bigtrain.memory.predict import micro_batch, numbers, torch_threads
+from bigtrain.memory.state import moved_bytes
+from bigtrain.models.operations_cost import FLOAT, Numbers
+from bigtrain.models.shape import loss_chunk_tokens, parameter_shapes, stored_parameters
+from bigtrain.planner import update
+from bigtrain.planner.choice import Choice
+from bigtrain.planner.hardware import Hardware
+from bigtrain.planner.links import communication, links_of
+from bigtrain.planner.rates import rates_of
+from bigtrain.planner.roofline import Roofline
+from bigtrain.planner.work import ModelWork
+from bigtrain.sharding.cost import collectives
+
+
+@dataclass(frozen=True, slots=True)
+class StepSeconds:
+    """The seconds of one optimizer step; of communication and offload what nothing hides."""
+
+    forward_seconds: float
+    backward_seconds: float
+    recompute_seconds: float
+    optimizer_seconds: float
+    communication_seconds: float = 0.0
+    offload_seconds: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Return the seconds of the whole step."""
+        return (
+            self.forward_seconds
+            + self.backward_seconds
+            + self.recompute_seconds
+            + self.optimizer_seconds
+            + self.communication_seconds
+            + self.offload_seconds
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """Seconds of one micro-batch; of one block, by policy, what recomputation adds and what its input takes to move."""
+
+    forward: float
+    backward: float
+    recompute: dict[str, float]
+    moved: float
+    block: float
+
+
+class Speed:
+    """Predicts the steps of a recipe on a device, whatever is chosen; rows count as full, as for memory.
+
+    Rates are the table's for a device of the table; for this machine those that were measured here, if any were.
+    `source` says which. What depends on the micro-batch alone is computed once.
+    """
+
+    def __init__(self, recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size: int) -> None:
+        self.recipe, self.model, self.hardware, self.world_size = recipe, model, hardware, world_size
+        precision, threads = recipe.amp.precision, hardware.threads or torch_threads()
+        folder: Path = cache_folder(recipe.data)
+        self.rates = rates_of(hardware, precision, threads, folder)
+        self.source = self.rates.source
+        fused = hardware.kind == "cuda" and recipe.train.compile is not False
+        self._plain, self._run = Roofline(self.rates), Roofline(self.rates, fused)
+        self._links = links_of(hardware, recipe)
+        self._shapes = parameter_shapes(model)
+        self._parameters = stored_parameters(model)
+        self._groups = model.num_hidden_layers + 1
+        self._passes: dict[tuple[int, bool, str], _Passes] = {}
+        self._updates: dict[tuple[str, str, bool, bool, int], float] = {}
+        self._sent: dict[tuple[object, ...], float] = {}
+
+    def seconds(self, choice: Choice) -> StepSeconds:
+        """Return what a step takes."""
+        times = choice.accumulation_steps
+        key = (choice.micro_batch_size, times > 1, choice.master_weights)
+        passes = self._passes.get(key)
+        if passes is None:
+            passes = self._passes[key] = self._pass(choice)
+        again = sum(seconds * choice.recompute.count(policy) for policy, seconds in passes.recompute.items())
+        forward, backward = times * passes.forward, times * passes.backward
+        sent = 0.0
+        if self.world_size > 1:
+            sent = self._communication(choice, forward, backward + times * again)
+        return StepSeconds(
+            forward,
+            backward,
+            times * again,
+            self._update(choice),
+            sent,
+            self._offload(choice, passes),
+        )
+
+    def tokens_per_second(self, seconds: StepSeconds) -> float:
+        """Return tokens of all ranks, those without a label included."""
+        return self.recipe.train.global_batch_size * self.recipe.data.sequence_length / seconds.total
+
+    def mfu(self, seconds: StepSeconds, flops_per_token: float) -> float:
+        """Return model FLOPs against `peak_flops_per_second`, without recomputed ones."""
+        rate = flops_per_token * self.tokens_per_second(seconds) / self.world_size
+        return rate / self.peak_flops_per_second
+
+    @property
+    def peak_flops_per_second(self) -> float:
+        """Return what MFU is taken against: the data sheet's for a device of the table, else what products reach."""
+        row, precision = self.hardware.device, self.recipe.amp.precision
+        if row is None:
+            return self.rates.product_flops_per_second
+        return row.flops_per_second.get(precision, row.flops_per_second["fp32"])
+
+    def _numbers(self, choice: Choice) -> Numbers:
+        accumulated, slow = choice.accumulation_steps > 1, self.hardware.slow_bf16
+        return numbers(choice.into(self.recipe), accumulated=accumulated, slow_bf16=slow)
+
+    def _pass(self, choice: Choice) -> _Passes:
+        train, model, run = self.recipe.train, self.model, self._run
+        budget = self.recipe.memory.budget
+        limit = budget if isinstance(budget, int) else self.hardware.memory_bytes
+        chunk = loss_chunk_tokens(model.padded_vocab_size, self.hardware.kind, limit)
+        kept, batch = self._numbers(choice), micro_batch(self.recipe, choice.micro_batch_size)
+        blocks = ModelWork(model, run, kept, chunk, train.dropout, train.attention_dropout)
+        ends = ModelWork(model, self._plain, kept, chunk, train.dropout, train.attention_dropout)
+        block, (first, last), layers = blocks.block(batch), ends.ends(batch), model.num_hidden_layers
+        forward = block.forward * layers + first + ends.batch(batch)
+        backward = block.backward * layers + last
+        if choice.accumulation_steps > 1:  # each micro-batch but the first is added to what is there
+            share = 1 - 1 / choice.accumulation_steps
+            made = weight_bytes(1, choice.master_weights)
+            backward += update.add(self._plain, self._parameters, len(self._shapes), made) * share
+        moved = batch.tokens * model.hidden_size * kept.activation / self._links.host_bytes_per_second
+        once = block.forward + block.backward
+        again = {
+            policy: run.elapsed(once + work) - run.elapsed(once)
+            for policy, work in block.recompute.items()
+            if policy != "none"
+        }
+        return _Passes(run.elapsed(forward), run.elapsed(backward), again, moved, run.elapsed(block.forward))
+
+    def _shards(self, choice: Choice) -> int:
+        return self.world_size // choice.replicate if choice.zero_stage else 1
+
+    def _update(self, choice: Choice) -> float:
+        accumulated, shards = choice.accumulation_steps > 1, self._shards(choice)
+        key = (choice.optimizer_state, choice.master_weights, accumulated, choice.gradient_release, shards)
+        if key not in self._updates:
+            gradient = FLOAT if accumulated else weight_bytes(1, choice.master_weights)
+            clipped = self.recipe.train.max_grad_norm is not None and not choice.gradient_release
+            clipping = update.clip(self._plain, self._parameters, len(self._shapes), gradient, clipped=clipped)
+            changing = update.update(
+                self._plain,
+                self.recipe.optimizer.name,
+                choice.optimizer_state,
+                choice.master_weights,
+                self._shapes,
+                gradient_bytes=gradient,
+            )
+            self._updates[key] = self._plain.elapsed((clipping + changing) * (1 / shards))
+        return self._updates[key]
+
+    def _communication(self, choice: Choice, forward_seconds: float, backward_seconds: float) -> float:
+        number = 2 if self.recipe.amp.precision != "fp32" else FLOAT
+        sent = collectives(
+            self._parameters,
+            choice.zero_stage,
+            self._shards(choice),
+            self.world_size // self._shards(choice),
+            choice.accumulation_steps,
+            number,
+            2 if self.recipe.amp.reduce == "bf16" else FLOAT,
+        )
+        return communication(
+            self._links,
+            sent,
+            groups=self._groups,
+            world_size=self.world_size,
+            accumulation_steps=choice.accumulation_steps,
+            forward_seconds=forward_seconds,
+            backward_seconds=backward_seconds,
+        )
+
+    def _offload(self, choice: Choice, passes: _Passes) -> float:
+        """Return what copies to the host and back are not hidden: block inputs, states, and parameters block by block.
+
+        A block's input leaves while the next block computes and comes back before it is needed, except the first.
+        """
+        times, exposed = choice.accumulation_steps, 0.0
+        if offloaded := choice.recompute.count("offload"):
+            late = max(0.0, passes.moved - passes.block)
+            exposed += times * (2 * late * offloaded + passes.moved)
+        if choice.offload != "none":
+            key = ("offload", choice.offload, choice.optimizer_state, choice.master_weights, self._shards(choice))
+            if key not in self._sent:
+                self._sent[key] = self._state_copies(choice)
+            exposed += self._sent[key]
+        if choice.offload == "all":
+            copied = 2 * times * weight_bytes(self._parameters, choice.master_weights)
+            seconds = copied / self._shards(choice) / self._links.host_bytes_per_second
+            window = times * (passes.forward + passes.backward)
+            exposed += self._links.exposed(seconds, window, self._groups)
+        return exposed
+
+    def _state_copies(self, choice: Choice) -> float:
+        """Return the seconds in which a rank's states cross to the device and back, once a step."""
+        recipe = replace(choice, offload="optimizer").into(self.recipe)
+        moved = moved_bytes(recipe, self.model, self.world_size, choice.accumulation_steps)
+        return sum(moved) / self._links.host_bytes_per_second

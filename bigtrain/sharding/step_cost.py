@@ -1,0 +1,230 @@
+"""What `fully_shard` holds along a step, on a ledger: gathered parameters, buffers, reduced gradients. No torch.
+
+The order is that of torch's `_fsdp_param_group.py` and `_fsdp_collectives.py`; the price test holds it against profiles
+of real steps over gloo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from bigtrain.ledger import GradientReady, Gradients, Ledger, Storage, Value
+from bigtrain.sharding.cost import Layout, Shape, padded_elements
+
+COPYING = ("cpu",)
+"""Devices whose collectives copy what they gather and reduce: gloo's. Its threads may let go of the copies late."""
+
+ROOT = -1
+"""The place of the group that holds what is outside of the blocks."""
+
+
+@dataclass
+class Group:
+    """Parameters that are gathered and reduced together, and what exists of them now."""
+
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    gathered: Storage | None = None
+    """What the ranks sent, one after another, until it is copied to the parameters."""
+    whole: list[Storage] = field(default_factory=list)
+    gradients: dict[str, Storage] = field(default_factory=dict)
+    """As autograd made them, or as fp32 sums over micro-batches where those are not reduced yet."""
+    sums: dict[str, Storage] = field(default_factory=dict)
+    partial: Storage | None = None
+    """The part of this rank, summed over its replica and over micro-batches, not over replicas yet."""
+    reduced: Storage | None = None
+    """What was summed over replicas: torch keeps it to the end of the backward pass."""
+
+
+class Alone:
+    """A model that is not sharded, along a step."""
+
+    def enter(self, *, last: bool) -> None:
+        """Do nothing."""
+
+    def turn(self, ready: GradientReady) -> GradientReady:
+        """Return what gets gradients: whoever waits for them."""
+        return ready
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+    def block(self, index: int, run: Callable[[Value], Value], value: Value) -> Value:
+        """Run a block's forward."""
+        return run(value)
+
+
+def sharding_of(ledger: Ledger, layout: Layout, shapes: Mapping[str, Shape], *, device: str) -> Alone | Sharding:
+    """Return what a layout does along a step, to parameters of these whole shapes."""
+    return Alone() if layout.alone else Sharding(ledger, layout, shapes, device=device)
+
+
+class Sharding:
+    """The groups of a model through a step."""
+
+    def __init__(self, ledger: Ledger, layout: Layout, shapes: Mapping[str, Shape], *, device: str) -> None:
+        self._ledger, self._layout = ledger, layout
+        self._copying = device in COPYING
+        self._groups: dict[int, Group] = {}
+        for name, shape in shapes.items():
+            self._group_of(name).shapes[name] = shape
+        self._copied: Storage | None = None
+        """The all-gather before: freed after the next one is copied, so that both may be under way."""
+        self._input: Storage | None = None
+        """The reduce-scatter before."""
+        self._leaving: list[Storage] = []
+        self._last = True
+        self._ready: GradientReady | None = None
+
+    def _group_of(self, name: str) -> Group:
+        first, _, rest = name.partition(".")
+        place = int(rest.partition(".")[0]) if first == "blocks" else ROOT
+        return self._groups.setdefault(place, Group())
+
+    def enter(self, *, last: bool) -> None:
+        """Begin the forward pass of a micro-batch."""
+        self._last = last
+        self._before_forward(self._groups[ROOT])
+
+    def turn(self, ready: GradientReady) -> GradientReady:
+        """Go from the forward to the backward pass; returns what gets each whole gradient.
+
+        `ready` gets this rank's part of it when it is complete, that of a group in one storage.
+        """
+        self._ready, self._copied = ready, None
+        self._before_backward(ROOT)
+        return self._gradient
+
+    def finish(self) -> None:
+        """End the backward pass: reduce what is outside of the blocks."""
+        self._after_backward(self._groups[ROOT])
+        self._ready = self._input = None
+        self._leaving.clear()
+        for group in self._groups.values():
+            group.reduced = None
+
+    def block(self, index: int, run: Callable[[Value], Value], value: Value) -> Value:
+        """Run a block's forward; note on the ledger what happens around its backward."""
+        group, made, keep = self._groups[index], self._ledger.made, self._ledger.keep
+
+        def leave(grad: Storage, kept: list[Storage]) -> Gradients:
+            self._after_backward(group)
+            return Gradients([grad], [])
+
+        def enter(grad: Storage, kept: list[Storage]) -> Gradients:
+            self._before_backward(index)
+            return Gradients([grad], [])
+
+        self._before_forward(group)
+        out = run(made(value.storage, [value], keep([]), leave))
+        if self._layout.resharding:
+            group.whole.clear()
+        return made(out.storage, [out], keep([]), enter)
+
+    def _gradient(self, name: str, storage: Storage) -> None:
+        """Take a whole gradient, as autograd hands it over, or add it in place to the one that is there."""
+        self._group_of(name).gradients.setdefault(name, storage)
+
+    def _before_forward(self, group: Group) -> None:
+        if not group.whole:
+            self._gather(group)
+            before, self._copied = self._copied, None
+            self._copy_out(group)
+            self._copied = group.gathered if self._layout.shards > 1 else None
+            group.gathered = None
+            del before
+
+    def _before_backward(self, index: int) -> None:
+        """Copy a block's parameters out and gather those of the one that comes next."""
+        group = self._groups[index]
+        if not group.whole:
+            self._gather(group)
+            self._copy_out(group)
+            group.gathered = None
+        following = self._groups.get(len(self._groups) - 2 if index == ROOT else index - 1)
+        if index != 0 and following is not None and not following.whole:
+            self._gather(following)
+
+    def _gather(self, group: Group) -> None:
+        layout, hold = self._layout, self._ledger.hold
+        if (layout.shards == 1 and not layout.streaming) or group.gathered is not None:
+            return
+        size = sum(padded_elements(shape, layout.shards) for shape in group.shapes.values()) * layout.number_bytes
+        apart = layout.shards > 1 and (layout.converting or layout.streaming)
+        part = hold(size // layout.shards, "communication") if apart else None
+        group.gathered = hold(size, "communication")
+        del part
+        if self._copying and layout.shards > 1:
+            self._ledger.passing(size, cause="communication")
+
+    def _copy_out(self, group: Group) -> None:
+        """Hold each parameter; a shard of one is copied, and converted before where it is kept in another dtype."""
+        layout, part = self._layout, None
+        if group.gathered is not None and layout.shards == 1:
+            group.whole.append(group.gathered)  # as the host sent it
+            return
+        for shape in group.shapes.values():
+            size = padded_elements(shape, layout.shards) * layout.number_bytes
+            if layout.shards == 1 and layout.converting:
+                part = self._ledger.hold(size, "communication")
+            group.whole.append(self._ledger.hold(size, "communication"))
+        del part
+
+    def _after_backward(self, group: Group) -> None:
+        """Reduce a group's gradients; at stage 1 only the last micro-batch's, to which the others' sums were added."""
+        if group.sums:
+            group.gradients.clear()
+        if self._last or self._layout.resharding:
+            group.whole.clear()
+        if self._layout.zero_stage == 1 and not self._last:
+            self._widen(group)
+            return
+        self._input = None
+        self._leaving.clear()
+        if self._layout.shards == self._layout.replicate == 1:
+            self._send(group)
+        else:
+            self._reduce(group)
+
+    def _widen(self, group: Group) -> None:
+        """Make sums of the first micro-batch's gradients where these are narrower; else they are the sums."""
+        layout, narrow = self._layout, None
+        if group.sums or layout.number_bytes == layout.reduce_bytes:
+            return
+        for name in list(group.gradients):
+            narrow = group.gradients.pop(name)
+            size = narrow.size // layout.number_bytes * layout.reduce_bytes
+            group.sums[name] = self._ledger.hold(size, "gradients")
+        del narrow
+
+    def _send(self, group: Group) -> None:
+        """Send a group's gradients to the host; they are there until the next group sends its own."""
+        self._leaving.extend(group.gradients.values())
+        group.gradients.clear()
+        self._hand_over(group, self._ledger.hold(0, "gradients"))
+
+    def _reduce(self, group: Group) -> None:
+        """Hold what goes into a reduce-scatter and what comes out, and hand that over."""
+        layout, hold, replicated = self._layout, self._ledger.hold, len(self._layout.mesh) == 2
+        elements = sum(padded_elements(shape, layout.shards) for shape in group.shapes.values())
+        size = elements * layout.reduce_bytes
+        self._input = hold(size, "communication")
+        group.gradients.clear()
+        group.sums.clear()
+        out = hold(size // layout.shards, "gradients")
+        if self._copying and layout.shards > 1:
+            self._ledger.passing(size, cause="communication")
+        if replicated and not self._last:
+            group.partial = group.partial or out
+            return
+        if replicated:
+            group.reduced = out
+        if layout.kept_bytes != layout.reduce_bytes:
+            out = hold(elements // layout.shards * layout.kept_bytes, "gradients")
+        self._hand_over(group, out)
+        group.partial = None
+
+    def _hand_over(self, group: Group, storage: Storage) -> None:
+        assert self._ready is not None
+        for name in group.shapes:
+            self._ready(name, storage)

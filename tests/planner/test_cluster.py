@@ -1,0 +1,56 @@
+"""Ranks and machines."""
+
+from __future__ import annotations
+
+import pytest
+
+from bigtrain.config.load import load_recipe
+from bigtrain.config.schema import Recipe
+from bigtrain.errors import RecipeError
+from bigtrain.planner.cluster import placed
+
+
+def recipe_of(*overrides: str) -> Recipe:
+    return load_recipe("quickstart_bert", ["train.global_batch_size=4096", *overrides])
+
+
+def layout(recipe: Recipe) -> tuple[object, object]:
+    return recipe.cluster.nodes, recipe.cluster.devices_per_node
+
+
+def test_one_device_by_itself() -> None:
+    recipe, ranks = placed(recipe_of(), None)
+    assert ranks == 1 and layout(recipe) == (1, 1)
+
+
+def test_what_the_recipe_names() -> None:
+    recipe, ranks = placed(recipe_of("cluster.nodes=4", "cluster.devices_per_node=8"), None)
+    assert ranks == 32 and layout(recipe) == (4, 8)
+
+
+def test_of_a_range_the_fewest() -> None:
+    recipe, ranks = placed(recipe_of("cluster.nodes=2:4", "cluster.devices_per_node=8"), None)
+    assert ranks == 16 and layout(recipe) == ("2:4", 8)
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [(1, (1, 1)), (4, (1, 4)), (8, (1, 8)), (4096, (512, 8)), (12, (2, 6))])
+def test_a_world_size_decides_the_machines(ranks: int, expected: tuple[int, int]) -> None:
+    recipe = recipe_of(f"train.global_batch_size={ranks * 4}")
+    resolved, found = placed(recipe, ranks)
+    assert found == ranks and layout(resolved) == expected
+    assert placed(resolved, None) == (resolved, ranks)  # a plan says the same without the flag
+    assert placed(resolved, ranks) == (resolved, ranks)
+
+
+def test_devices_that_do_not_divide() -> None:
+    with pytest.raises(
+        RecipeError, match="3 devices a machine do not divide a world size of 8; use a divisor, such as 8"
+    ):
+        placed(recipe_of("cluster.devices_per_node=3", "train.global_batch_size=24"), 8)
+
+
+def test_a_batch_that_does_not_divide() -> None:
+    with pytest.raises(RecipeError, match="4096 is not divisible by 3 ranks; nearest that are: 4095, 4098"):
+        placed(recipe_of(), 3)
+    with pytest.raises(RecipeError, match="not divisible by micro_batch_size 4 x 2048 ranks"):
+        placed(recipe_of("train.micro_batch_size=4"), 2048)

@@ -1,0 +1,33 @@
+"""Planning a plan returns it: every shipped recipe on every device of the table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from bigtrain.config.load import load_recipe, read_recipe
+from bigtrain.config.shipped import shipped_recipes
+from bigtrain.planner.devices import devices
+from bigtrain.planner.hardware import of_name
+from bigtrain.planner.plan import plan
+
+ROOMY = 20
+"""Bytes a parameter that one rank has no room for in the largest models: those are planned for many ranks."""
+
+
+def ranks_for(name: str, memory_bytes: int) -> int:
+    parameters = {"gpt_7b": 7e9, "gpt2_xl": 1.6e9, "bert_large": 3.4e8}.get(name.partition("_phase")[0], 1.2e8)
+    return 1 if parameters * ROOMY < memory_bytes or name.startswith("quickstart") else 64
+
+
+@pytest.mark.parametrize("device", devices())
+def test_planning_a_plan_returns_it(device: str) -> None:
+    hardware = of_name(device)
+    for name in shipped_recipes():
+        ranks = ranks_for(name, hardware.memory_bytes)
+        first = plan(load_recipe(name), hardware, world_size=ranks)
+        text = first.to_yaml()
+        again = plan(read_recipe(text.encode(), "plan.yaml"), hardware)
+        assert again.to_yaml() == text
+        assert again == dataclasses.replace(first, rejected=again.rejected, searched=again.searched)

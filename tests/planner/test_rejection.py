@@ -1,0 +1,91 @@
+"""Why neighbours lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bigtrain.config.load import load_recipe
+from bigtrain.planner.hardware import Hardware, of_name
+from bigtrain.planner.offers import Offers
+from bigtrain.planner.ranking import closest
+from bigtrain.planner.search import Found, search
+from bigtrain.planner.settle import settled
+
+DEEP = (
+    "model.hidden_size=128", "model.num_hidden_layers=6", "model.num_attention_heads=4", "data.vocab_size=512",
+    "data.sequence_length=128", "train.global_batch_size=16",
+)  # fmt: skip
+
+
+OPEN = (
+    "optimizer.state=auto",
+    "amp.master_weights=auto",
+    "optimizer.gradient_release=auto",
+    "train.max_grad_norm=null",
+)
+
+
+def laptop() -> Hardware:
+    return of_name("cpu-laptop")
+
+
+def opened(*overrides: str, hardware: Hardware | None = None, world_size: int | None = None) -> tuple[Any, ...]:
+    """Return what the search takes."""
+    return settled(load_recipe("quickstart_gpt", [*DEEP, *overrides]), hardware or laptop(), world_size)
+
+
+def found(*overrides: str, **where: Any) -> Found:
+    return search(*opened(*overrides, **where))
+
+
+def device_bytes(result: Found) -> int:
+    assert result.memory.device_bytes_peak is not None
+    return result.memory.device_bytes_peak
+
+
+def budgets(*overrides: str, hardware: Hardware | None = None) -> list[int]:
+    """Return budgets from what the closest choice needs to what no recomputation needs."""
+    offers = Offers(*opened(*overrides, hardware=hardware))
+    least = offers.report(closest(offers)).device_bytes_peak
+    most = device_bytes(found(*overrides, hardware=hardware))
+    assert least is not None
+    return [least + (most - least) * part // 4 for part in range(5)]
+
+
+def test_neighbours_lost_for_a_reason() -> None:
+    recipe, model, hardware, ranks = opened(f"memory.budget={budgets()[2]}B")
+    best = search(recipe, model, hardware, ranks)
+    reasons = {tuple(entry.different): entry.reason for entry in best.rejected}
+    assert ("micro_batch_size",) in reasons
+    assert ("recompute",) in reasons
+    for entry in best.rejected:
+        assert set(entry.as_object()) == {"choice", "reason"}
+        assert any(words in entry.reason for words in ("over the budget", "slower", "as fast, and"))
+        if "slower" in entry.reason:
+            assert int(entry.reason.partition("%")[0]) >= 1
+
+
+def test_nothing_is_rejected_where_nothing_is_open() -> None:
+    assert found("train.micro_batch_size=4", "recompute.policy=full").rejected == ()
+
+
+def test_each_open_key_has_a_neighbour() -> None:
+    best = found(*OPEN, "amp.precision=bf16")
+    keys = {name for entry in best.rejected for name in entry.different}
+    assert {"micro_batch_size", "recompute", "optimizer_state", "master_weights"} <= keys
+    assert "accumulation_steps" not in keys
+
+
+def test_coarser_numbers_lost_with_a_reason() -> None:
+    best = found("optimizer.state=auto")
+    assert best.choice.optimizer_state == "fp32"
+    (coarser,) = (entry for entry in best.rejected if "optimizer_state" in entry.different)
+    assert coarser.different == {"optimizer_state": "bf16"}
+    assert "slower" in coarser.reason or coarser.reason == "as fast, and less exact"
+
+
+def test_what_is_over_the_budget_says_by_how_much() -> None:
+    best = found(f"memory.budget={budgets()[2]}B")
+    over = [entry for entry in best.rejected if "over the budget" in entry.reason]
+    assert over
+    assert all(entry.reason.split()[1] in ("B", "KiB", "MiB", "GiB") for entry in over)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bigtrain.errors import BigtrainError, InputError
+from bigtrain.errors import BigtrainError, DoesNotFit, InputError
 
 if TYPE_CHECKING:
     from bigtrain.config.schema import Recipe
@@ -26,6 +26,9 @@ app = typer.Typer(
 
 UsageFault: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What wrong arguments raise; newer versions of Typer bring their own copy of click, so its name has no fixed home."""
+
+NEEDED = ("torch", "matplotlib")
+"""Libraries without which some commands work and others do not."""
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
@@ -79,9 +82,11 @@ def plan(
     """Predict memory and speed without the device: the fastest choice that fits, and why the others lost."""
     if png is not None and not sweep:
         raise InputError("command line: --png: draws what --sweep finds; add --sweep")
-    hardware = _hardware(device)
+    if sweep and output is not None:
+        raise InputError("command line: --output: a sweep is of many plans; leave out --sweep, or --output")
     budget = [] if memory_budget is None else [f"memory.budget={memory_budget}"]
     loaded = _load(recipe, [*(overrides or []), *budget])
+    hardware = _hardware(loaded, device)
     if sweep:
         _sweep(loaded, hardware, world_size, png, as_json)
         return
@@ -110,9 +115,10 @@ def profile(
 
     planned = make_plan(_load(recipe, overrides))
     adopt_environment(planned.hardware.kind)
-    from bigtrain.profiling.output import present
+    from bigtrain.profiling.output import check_writable, present
     from bigtrain.profiling.recipe import profile_recipe
 
+    check_writable(html, png)
     present(profile_recipe(planned), as_json=as_json, html=html, png=png)
 
 
@@ -211,6 +217,11 @@ def main() -> None:
         code = error.report()
     except (typer.Abort, KeyboardInterrupt):
         code = 130
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        print(f"error: this needs {error.name}, which is not installed: pip install {error.name}", file=sys.stderr)
+        code = 1
     except UsageFault as error:
         print(f"error: command line: {error.format_message().rstrip('.')}; see bigtrain --help", file=sys.stderr)
         code = 2
@@ -232,10 +243,10 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
     return load_recipe(recipe, overrides or [])
 
 
-def _hardware(device: str | None) -> Hardware | None:
-    from bigtrain.planner.hardware import of_name
+def _hardware(recipe: Recipe, device: str | None) -> Hardware | None:
+    from bigtrain.planner.settle import named_hardware
 
-    return None if device is None else of_name(device)
+    return None if device is None else named_hardware(recipe, device)
 
 
 def _sweep(recipe: Recipe, hardware: Hardware | None, world_size: int | None, png: Path | None, as_json: bool) -> None:
@@ -249,6 +260,8 @@ def _sweep(recipe: Recipe, hardware: Hardware | None, world_size: int | None, pn
         print(json.dumps([point.as_object() for point in points], indent=1))
     else:
         print("\n".join(frontier_lines(points)))
+    if all(point.choice is None for point in points):
+        raise typer.Exit(DoesNotFit.exit_code)
 
 
 def _print_plan(planned: Plan) -> None:

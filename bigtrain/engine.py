@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from bigtrain import amp, recompute
 from bigtrain import batch as batches
 from bigtrain.amp.loss_scale import LossScale
+from bigtrain.amp.precision import keep
 from bigtrain.batch import Batch
 from bigtrain.errors import DataError, InputError, NonFiniteGradient
 from bigtrain.optim.release import Release, gradient_norm, release
@@ -194,9 +195,9 @@ def prepare(
     """
     recipe = plan.recipe
     device = torch.device(plan.hardware.kind)
-    place(model, device, seed=recipe.seed)
-    weights = recipe.amp.master_weights
-    amp.apply(model, recipe.amp.precision, master_weights=weights, accumulated=plan.accumulation_steps > 1)
+    weights, accumulated = recipe.amp.master_weights, plan.accumulation_steps > 1
+    place(model, device, seed=recipe.seed, keep=partial(keep, master_weights=weights, accumulated=accumulated))
+    amp.apply(model, recipe.amp.precision, master_weights=weights, accumulated=accumulated)
     if recipe.recompute.policy != "none" or recipe.train.compile:
         compiled = compiled_as(plan) if recipe.train.compile else None
         recompute.apply(find_blocks(model, blocks), recipe.recompute.policy, device=device, compiled=compiled)

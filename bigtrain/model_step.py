@@ -19,7 +19,7 @@ from bigtrain.errors import InputError, did_you_mean
 from bigtrain.memory.blockwise import RECOMPUTE, ModelTrace
 from bigtrain.memory.record import Recording
 from bigtrain.memory.trace import Clock, as_fake, fakes
-from bigtrain.memory.trace_model import Forward, called, fake_sample, trace_model
+from bigtrain.memory.trace_model import REAL, Forward, called, fake_sample, trace_model
 from bigtrain.memory.trace_step import Run, Update, trace_step, trace_update
 from bigtrain.placement import find_blocks
 from bigtrain.planner.plan import Plan
@@ -37,7 +37,7 @@ class Subject:
     optimizer: Factory
     forward: Forward = called
     blocks: type[nn.Module] | Sequence[nn.Module] | None = None
-    real: tuple[str, ...] = ("cu_seqlens",)
+    real: tuple[str, ...] = REAL
 
     @property
     def name(self) -> str:

@@ -2,68 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bigtrain.errors import InputError
 
 
-def place(model: nn.Module, device: torch.device, *, seed: int) -> None:
+def place(
+    model: nn.Module, device: torch.device, *, seed: int, keep: Callable[[nn.Parameter], object] | None = None
+) -> None:
     """Move a model to a device; parameters on the meta device are created there and initialised from the seed.
 
-    Modules are initialised by their `reset_parameters`, or by the `_init_weights` of a transformers model.
+    Modules are initialised by their `reset_parameters`, or by the `_init_weights` of a transformers model. `keep` is
+    given each parameter once nothing initialises it any more: where it rounds, the model is never whole in the dtype
+    that it is initialised in. The weights do not depend on it, but for its rounding.
     Raises InputError naming the first module that has parameters or buffers and neither.
     """
     tensors = [*model.parameters(), *model.buffers()]
     if not any(tensor.is_meta for tensor in tensors):
         if not all(_stands_on(tensor, device) for tensor in tensors):  # fake tensors cannot be moved, nor need they
+            if keep is not None:  # before they move: rounded ones take less of the device
+                for parameter in model.parameters():
+                    keep(parameter)
             model.to(device)
         return
     if not all(tensor.is_meta for tensor in tensors):
         raise InputError("the model is partly on the meta device; build all of it there, or all on a real device")
-    tied = _tied_parameters(model)
-    model.to_empty(device=device)
-    for first, *others in tied:
-        for name in others:
-            _set_parameter(model, name, model.get_parameter(first))
-    torch.manual_seed(seed)
-    of_transformers: Any = getattr(model, "_init_weights", None)
-    if callable(of_transformers):
-        model.apply(of_transformers)  # children first: a parent scales some of its children's weights afterwards
-        return
-    for name, module in model.named_modules():
-        _initialise(name, module)
+    _Creation(model, device, keep).run(seed)
 
 
 def _stands_on(tensor: Tensor, device: torch.device) -> bool:
     return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
-def _initialise(name: str, module: nn.Module) -> None:
-    its_own: Any = getattr(module, "reset_parameters", None)
-    if callable(its_own):
-        its_own()
-    elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-        raise InputError(
-            f"{name or 'the model'}: {type(module).__name__} is on the meta device and has no reset_parameters(); "
-            "add one, or build the model on a real device"
-        )
+class _Creation:
+    """A model on the meta device, each tensor of which is created when a module first initialises it.
+
+    Which modules that are, beside those that hold it, is found by initialising on the meta device, where that does
+    nothing else: some modules initialise weights of those below them, or scale them.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, keep: Callable[[nn.Parameter], object] | None) -> None:
+        self._model, self._device, self._keep = model, device, keep
+        self._tensors: dict[int, Tensor] = {}
+        self._places: dict[int, list[tuple[nn.Module, str]]] = {}
+        """Where each stands: in several places if it is tied."""
+        for module in model.modules():
+            for name, tensor in _own(module):
+                self._tensors[id(tensor)] = tensor
+                self._places.setdefault(id(tensor), []).append((module, name))
+
+    def run(self, seed: int) -> None:
+        """Create and initialise everything."""
+        calls = list(_initialisers(self._model))
+        needs = [self._needs(module, initialise) for module, initialise in calls]
+        last = {key: number for number, keys in enumerate(needs) for key in keys}
+        made: dict[int, Tensor] = {}
+        torch.manual_seed(seed)
+        for number, (_, initialise) in enumerate(calls):
+            made |= {key: self._create(key) for key in needs[number] if key not in made}
+            initialise()
+            if self._keep is not None:
+                for tensor in (made[key] for key in needs[number] if last[key] == number):
+                    if isinstance(tensor, nn.Parameter):
+                        self._keep(tensor)
+
+    def _needs(self, module: nn.Module, initialise: Callable[[], object]) -> list[int]:
+        """Return which tensors a module holds or initialises; for one that reads numbers, all that are below it."""
+        met = _Met()
+        try:
+            with torch.device("meta"), met:
+                initialise()
+        except (RuntimeError, TypeError):  # what torch raises where numbers of a meta tensor are asked for
+            met.memories.update(_memory(tensor) for below in module.modules() for _, tensor in _own(below))
+        own = {id(tensor) for _, tensor in _own(module)}
+        return [key for key, tensor in self._tensors.items() if key in own or _memory(tensor) in met.memories]
+
+    def _create(self, key: int) -> Tensor:
+        tensor = self._tensors[key]
+        empty = torch.empty_like(tensor, device=self._device, requires_grad=False)
+        made = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        for module, name in self._places[key]:
+            setattr(module, name, made)
+        return made
 
 
-def _tied_parameters(model: nn.Module) -> list[list[str]]:
-    """Return the names of each parameter that stands in several places."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return [group for group in names.values() if len(group) > 1]
+class _Met(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Note the memory of all tensors that operations meet."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.memories: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        kwargs = kwargs or {}
+        self.memories.update(_memory(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return func(*args, **kwargs)
 
 
-def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, parameter)
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return a module's own parameters and buffers with their names."""
+    return [(name, t) for name, t in [*module._parameters.items(), *module._buffers.items()] if t is not None]
+
+
+def _initialisers(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[], object]]]:
+    """Yield what initialises each module, in the order in which they take random numbers."""
+    of_transformers: Any = getattr(model, "_init_weights", None)
+    if callable(of_transformers):
+        modules: list[nn.Module] = []
+        model.apply(modules.append)  # children first: a parent scales some of its children's weights afterwards
+        for module in modules:
+            yield module, partial(of_transformers, module)
+        return
+    for name, module in model.named_modules():
+        its_own: Any = getattr(module, "reset_parameters", None)
+        if callable(its_own):
+            yield module, its_own
+        elif _own(module):
+            raise InputError(
+                f"{name or 'the model'}: {type(module).__name__} is on the meta device and has no reset_parameters(); "
+                "add one, or build the model on a real device"
+            )
 
 
 def find_blocks(model: nn.Module, blocks: type[nn.Module] | Sequence[nn.Module] | None = None) -> list[nn.Module]:

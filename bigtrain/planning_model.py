@@ -23,12 +23,12 @@ from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
 from bigtrain.data.cache import cache_folder
 from bigtrain.errors import InputError, did_you_mean
+from bigtrain.memory.attribute import causes_at_peak
 from bigtrain.memory.blockwise import ModelTrace
-from bigtrain.memory.predict import reserved_bytes, torch_threads
+from bigtrain.memory.predict import SECOND_STEP, reserved_bytes, torch_threads
 from bigtrain.memory.record import Recording
 from bigtrain.memory.report import MemoryReport
-from bigtrain.memory.trace_model import Forward, called
-from bigtrain.memory.trace_step import peak_by_cause
+from bigtrain.memory.trace_model import REAL, Forward, called
 from bigtrain.model_step import Factory, Subject, check_sample, factory_of
 from bigtrain.planner import hardware as hardware_module
 from bigtrain.planner.candidates import divisors
@@ -79,14 +79,15 @@ def plan_model(
     policy, or one for each block) are chosen if not given. `blocks` are the modules that may recompute, or their class:
     give `prepare` the same. `forward` returns the loss of model and micro-batch, without it `model(**micro_batch)`,
     whose result or its `.loss` is one. `causal` says that the model moves labels by one itself, as transformers' causal
-    models do. `real` names tensors of the sample whose numbers the model reads.
+    models do. `real` names tensors of the sample whose numbers the model reads, beside `attention_mask`: of a mask that
+    masks nothing, transformers makes none for attention, so let the sample's be one that training will have.
 
     The plan is for one run of `prepare`, not a recipe: it has no model section, and the learning rate is constant.
     Memory on one rank is that of a traced step; what ZeRO takes off and adds is computed, from a model's bytes.
     Raises InputError for a model that cannot be traced, naming module and operation; DoesNotFit.
     """
     hardware = _hardware(device)
-    subject = Subject(model, check_sample(sample), factory_of(optimizer), forward, blocks, ("cu_seqlens", *real))
+    subject = Subject(model, check_sample(sample), factory_of(optimizer), forward, blocks, (*REAL, *real))
     _check_precision(precision, hardware)
     _check_rows(global_batch_size, world_size, micro_batch_size)
     policies = None if recompute is None else tuple(resolve(recompute, len(subject.block_names)))
@@ -209,7 +210,7 @@ class _Planning:
         with told(f"tracing a step of {self.subject.name}, micro-batches of {choice.micro_batch_size}"):
             recording = self._recordings[choice] = self.subject.step(self.plan(choice))
         reserved = reserved_bytes(recording) if self.hardware.kind == "cuda" else None
-        return MemoryReport(peak_by_cause(recording), reserved_bytes_peak=reserved)
+        return MemoryReport(causes_at_peak(recording, SECOND_STEP), reserved_bytes_peak=reserved)
 
     @cached_property
     def _recordings(self) -> dict[Choice, Recording]:

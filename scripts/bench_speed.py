@@ -4,11 +4,12 @@
     python scripts/bench_speed.py --again bert-256
     python scripts/bench_speed.py --predict  predict anew, from the rates that were measured beside each case
 
-Each case is a model of a shape with everything that the planner may choose from, in a process of its own: one thread,
-memory mapped as `bigtrain launch` has it, rates measured first. What counts is the processor time of the steps, so that
-other work on the machine changes little. Of every case the file holds predicted and measured seconds of each choice,
-and for five memory budgets the tokens/s of the choice that is predicted to be the fastest that fits, as a share of the
-fastest one's that was measured.
+Each case is a model of a shape with what the planner may choose from, in a process of its own: one thread, memory
+mapped as `bigtrain launch` has it, rates measured beside it. What counts is the processor time of the steps, so that
+other work on the machine changes little. The file holds predicted and measured seconds of each choice, and for five
+memory budgets the speed of the choice that is made, as a share of the fastest one's that was measured. Cases that the
+rates were fitted to and cases held out from that are summed up apart: of those held out every choice is measured, and
+it is the planner itself that chooses.
 """
 
 from __future__ import annotations
@@ -17,53 +18,31 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from provenance import provenance
+from speed_cases import FITTED, HELD_OUT
+from speed_errors import at_budgets, budgets, summarize
 
 from bigtrain.data.cache import cache_folder
 from bigtrain.planner.rates import KEPT_FILE, read_kept
 
 RESULT = Path("benchmarks/speed_prediction.json")
-WARM_UP_STEPS, TIMED_STEPS = 1, 8
+WARM_UP_STEPS, LEAST_STEPS, MOST_STEPS = 1, 5, 16
+MEASURED_SECONDS = 12
+"""Of a case: it takes more steps of each choice while there is time."""
+
 POLICIES = ("none", "selective", "full")
-BUDGETS = 5
+CASES = [*FITTED, *HELD_OUT]
 
 BASE = ["data.source=embedded", "train.device=cpu", "train.steps=1000", "sharding.zero_stage=0",
-        "sharding.replicate=1", "sharding.offload=none", "memory.budget=64GiB", "train.compile=false"]  # fmt: skip
-
-
-def shape(family: str, width: int, blocks: int, length: int, rows: int, vocabulary: int, *more: str) -> list[str]:
-    """Return overrides of a quickstart recipe."""
-    return [
-        *(f"model.{key}={value}" for key, value in (("hidden_size", width), ("num_hidden_layers", blocks))),
-        f"model.num_attention_heads={max(2, width // 64)}",
-        f"model.family={family}",
-        f"train.objective={'mlm' if family == 'bert' else 'clm'}",
-        f"data.vocab_size={vocabulary}",
-        f"data.sequence_length={length}",
-        f"train.global_batch_size={rows}",
-        *more,
-    ]
-
-
-LOW = ("amp.precision=bf16", "amp.master_weights=split24", "optimizer.state=8bit")
-CASES: dict[str, tuple[list[str], list[int]]] = {
-    "gpt-256": (shape("gpt", 256, 3, 128, 8, 2048), [1, 2, 8]),
-    "bert-256-dropout": (shape("bert", 256, 3, 128, 8, 4096, "train.dropout=0.1"), [1, 2, 8]),
-    "bert-384-low": (shape("bert", 384, 2, 128, 4, 4096, *LOW), [1, 4]),
-    "gpt-128-long": (shape("gpt", 128, 2, 512, 4, 1024), [1, 4]),
-    "llama-256": (shape("llama", 256, 3, 128, 4, 2048), [1, 4]),
-    "gpt-384-4bit": (shape("gpt", 384, 2, 256, 2, 2048, "optimizer.state=4bit"), [1, 2]),
-    "bert-512": (shape("bert", 512, 2, 128, 4, 4096), [1, 4]),
-    "gpt-512-lamb": (shape("gpt", 512, 2, 128, 4, 2048, "optimizer.name=lamb"), [1, 4]),
-}
+        "sharding.replicate=1", "sharding.offload=none", "train.compile=false"]  # fmt: skip
 
 
 def main() -> None:
@@ -81,45 +60,124 @@ def main() -> None:
 
 
 def run_case(name: str) -> dict[str, Any]:
-    """Take steps of every choice of a case."""
+    """Take steps of every choice of a case, in turn, so that other work slows all of them alike."""
     from bigtrain.training import peak
 
-    overrides, sizes = CASES[name]
     peak.CLOCK = time.process_time
-    plan = _plan(overrides, sizes[0], "none")
-    for precision in ("fp32", "bf16"):
-        peak.peak_flops(plan.hardware, precision, cache_folder(plan.recipe.data))
-    steppers = [_Stepper(_plan(overrides, size, policy)) for size, policy in itertools.product(sizes, POLICIES)]
-    for _ in range(WARM_UP_STEPS + TIMED_STEPS):  # in turn, so that other work slows all of them alike
+    recipe, hardware = _recipe(name), _hardware()
+    folder = cache_folder(recipe.data)
+    measure_rates = [partial(peak.peak_flops, hardware, precision, folder) for precision in ("fp32", "bf16")]
+    for measure in measure_rates:
+        measure()
+    steppers = [Stepper(_plan(recipe, choice)) for choice in _choices(name, recipe)]
+    end = time.process_time() + MEASURED_SECONDS
+    for count in range(WARM_UP_STEPS + MOST_STEPS):
+        if count >= WARM_UP_STEPS + LEAST_STEPS and time.process_time() > end:
+            break
         for stepper in steppers:
             stepper.step()
-    rates = read_kept(cache_folder(plan.recipe.data) / KEPT_FILE)
-    return {"rates": rates, "choices": [_row(stepper.plan, stepper.seconds[WARM_UP_STEPS:]) for stepper in steppers]}
+    for measure in measure_rates:  # again, as each launch does: the best counts, and other work may have been there
+        measure()
+    rows = [_row(stepper.plan, stepper.seconds[WARM_UP_STEPS:]) for stepper in steppers]
+    return _case(name, read_kept(folder / KEPT_FILE), rows)
 
 
 def predict_case(name: str) -> dict[str, Any]:
     """Return a measured case with its predictions made anew."""
-    case = _read()["cases"][name]
+    case, recipe = _read()["cases"][name], _recipe(name)
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"BIGTRAIN_CACHE": folder, "OMP_NUM_THREADS": "1"}
         Path(folder, KEPT_FILE).write_text(json.dumps(case["rates"]), encoding="utf-8")
-        choices = [
-            _row(_plan(CASES[name][0], row["micro_batch_size"], row["recompute"]), row["measured_steps"])
-            for row in case["choices"]
-        ]
-    return {**case, "choices": choices}
+        measured = {_key(row): row["measured_steps"] for row in case["choices"]}
+        plans = (_plan(recipe, choice) for choice in _choices(name, recipe))
+        return _case(name, case["rates"], [_row(plan, measured[_key(_names(plan))]) for plan in plans])
 
 
-def _plan(overrides: list[str], size: int, policy: str) -> Any:
+def _case(name: str, rates: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a case; of held-out ones with what `auto` chooses within each budget, and its speed."""
+    found = {"held_out": name in HELD_OUT, "rates": rates, "choices": rows}
+    if name not in HELD_OUT:
+        return {**found, "share_of_the_best": at_budgets(rows)}
+    chosen = [_chosen(name, rows, budget) for budget in budgets(rows)]
+    return {**found, "chosen": chosen, "share_of_the_best": [each["share_of_the_best"] for each in chosen]}
+
+
+def _chosen(name: str, rows: list[dict[str, Any]], allocated_bytes: float) -> dict[str, Any]:
+    """Return what the planner chooses where tensors may take so many bytes, beside the fastest that was measured.
+
+    The process is said to be so large that the budget, as while measuring, does not bound how many logits are held.
+    """
+    from bigtrain.planner import price
+    from bigtrain.planner.search import search
+    from bigtrain.planner.settle import settled
+
+    price.PROCESS_BYTES["cpu"] = 8 * 2**30
+    hardware, recipe = _hardware(), _recipe(name)
+    budget = int(allocated_bytes) + price.beside_bytes(hardware)
+    memory = recipe.memory.model_copy(update={"budget": budget})
+    found = search(*settled(recipe.model_copy(update={"memory": memory}), hardware, 1)).choice.as_object()
+    row = next(row for row in rows if all(found[key] == row[key] for key in KEYS))
+    best = min(
+        (row for row in rows if row["allocated_bytes_peak"] <= allocated_bytes), key=lambda row: row["measured_seconds"]
+    )
+    return {
+        "allocated_bytes": int(allocated_bytes),
+        "choice": {key: row[key] for key in KEYS},
+        "fastest": {key: best[key] for key in KEYS},
+        "share_of_the_best": best["measured_seconds"] / row["measured_seconds"],
+    }
+
+
+KEYS = ("micro_batch_size", "recompute", "gradient_release")
+
+
+def _names(plan: Any) -> dict[str, Any]:
+    """Return the keys by which the choices of a case differ."""
+    from bigtrain.planner.choice import Choice
+
+    choice = Choice.of(plan.recipe, plan.model.num_hidden_layers, 1).as_object()
+    return {key: choice[key] for key in KEYS}
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps([row["micro_batch_size"], row["recompute"], row.get("gradient_release", False)])
+
+
+def _choices(name: str, recipe: Any) -> list[Any]:
+    """Return the choices of a case: all that the planner has, or of a fitted one some."""
+    from bigtrain.planner.candidates import mixes, settings
+    from bigtrain.planner.offers import chosen
+
+    blocks, hardware = recipe.model.num_hidden_layers, _hardware()
+    space = settings(recipe, hardware, 1)
+    if name in HELD_OUT:
+        return [chosen(setting, mix) for setting in space for row in mixes(recipe, blocks, hardware) for mix in row]
+    some = [setting for setting in space if setting.micro_batch_size in FITTED[name][1]]
+    return [chosen(setting, ((policy, blocks),)) for setting, policy in itertools.product(some, POLICIES)]
+
+
+def _recipe(name: str) -> Any:
+    """Return a case's recipe, with `auto` where the choices differ."""
     import bigtrain
+
+    overrides = HELD_OUT[name] if name in HELD_OUT else FITTED[name][0]
+    base = "recipes/quickstart_bert.yaml" if "model.family=bert" in overrides else "recipes/quickstart_gpt.yaml"
+    return bigtrain.load_recipe(base, [*BASE, *overrides])
+
+
+def _hardware() -> Any:
     from bigtrain.planner.hardware import cpu
 
-    keys = [*BASE, *overrides, f"train.micro_batch_size={size}", f"recompute.policy={policy}"]
-    recipe = "recipes/quickstart_bert.yaml" if "model.family=bert" in overrides else "recipes/quickstart_gpt.yaml"
-    return bigtrain.plan(bigtrain.load_recipe(recipe, keys), cpu())
+    return cpu()
 
 
-class _Stepper:
+def _plan(recipe: Any, choice: Any) -> Any:
+    import bigtrain
+
+    return bigtrain.plan(choice.into(recipe), _hardware())
+
+
+class Stepper:
     """An engine and full rows of one document each."""
 
     def __init__(self, plan: Any) -> None:
@@ -154,8 +212,7 @@ def _row(plan: Any, measured: list[float]) -> dict[str, Any]:
         flush=True,
     )
     return {
-        "micro_batch_size": plan.micro_batch_size,
-        "recompute": plan.recipe.recompute.policy,
+        **_names(plan),
         "allocated_bytes_peak": memory.allocated_bytes_peak,
         "predicted_seconds": seconds.total,
         "predicted": {key: getattr(seconds, key) for key in seconds.__dataclass_fields__},
@@ -183,35 +240,6 @@ def _batch(plan: Any) -> dict[str, Any]:
     return {"input_ids": ids, "labels": labels, "document_lengths": lengths}
 
 
-def summarize(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the errors of times, of ratios between choices, and how good the predicted best is, over all cases."""
-    absolute, ratios, shares = [], [], []
-    for rows in (case["choices"] for case in cases.values()):
-        errors = [row["predicted_seconds"] / row["measured_seconds"] for row in rows]
-        middle = statistics.median(errors)
-        absolute += [abs(error - 1) for error in errors]
-        ratios += [abs(error / middle - 1) for error in errors]
-        shares += at_budgets(rows)
-    return {
-        "choices": len(absolute),
-        "seconds_error": {"median": statistics.median(absolute), "worst": max(absolute)},
-        "ratio_error": {"median": statistics.median(ratios), "worst": max(ratios)},
-        "share_of_the_best": {"median": statistics.median(shares), "worst": min(shares), "budgets": len(shares)},
-    }
-
-
-def at_budgets(rows: list[dict[str, Any]]) -> list[float]:
-    """Return the speed of what is predicted to be fastest, as a share of the fastest, at budgets from least to most."""
-    sizes = sorted(row["allocated_bytes_peak"] for row in rows)
-    budgets = [sizes[0] + (sizes[-1] - sizes[0]) * part / (BUDGETS - 1) for part in range(BUDGETS)]
-    found = []
-    for budget in budgets:
-        fitting = [row for row in rows if row["allocated_bytes_peak"] <= budget]
-        chosen = min(fitting, key=lambda row: row["predicted_seconds"])
-        found.append(min(row["measured_seconds"] for row in fitting) / chosen["measured_seconds"])
-    return found
-
-
 def _in_process(name: str) -> Any:
     from bigtrain.launcher import worker_environment
 
@@ -231,8 +259,12 @@ def _keep(name: str, case: dict[str, Any]) -> None:
     """Add a case to the file, which is whole at any time."""
     result = _read()
     result.setdefault("cases", {})[name] = case
-    result["summary"] = summarize(result["cases"])
-    result["shapes"] = {key: overrides for key, (overrides, _) in CASES.items()}
+    sides = {"fitted": FITTED, "held out": HELD_OUT}
+    parts = {
+        side: {key: result["cases"][key] for key in names if key in result["cases"]} for side, names in sides.items()
+    }
+    result["summary"] = {side: summarize(cases) for side, cases in parts.items() if cases}
+    result["shapes"] = {**{key: overrides for key, (overrides, _) in FITTED.items()}, **HELD_OUT}
     result["provenance"] = provenance()
     aside = RESULT.with_suffix(".tmp")
     aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -241,9 +273,9 @@ def _keep(name: str, case: dict[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Hold predicted seconds of a step against real steps on this CPU.")
-    parser.add_argument("--again", nargs="*", default=[], choices=list(CASES))
+    parser.add_argument("--again", nargs="*", default=[], choices=CASES)
     parser.add_argument("--predict", action="store_true", help="predict anew, measure nothing")
-    parser.add_argument("--case", choices=list(CASES), help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -49,6 +49,8 @@ def main() -> None:
     if options.list:
         print("\n".join(name for name, _ in chosen))
         return
+    if not chosen:
+        raise SystemExit(f"none of {len(every)} configurations fits {hardware.name}: nothing was measured")
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + options.seconds
     left = [case for case in chosen if not _is_measured(folder / f"{case[0]}.json")]
@@ -195,19 +197,18 @@ def _batch(plan: Any) -> dict[str, Any]:
 
 
 def _plan(keys: list[str], hardware: Any) -> Any:
+    """Plan without a budget: it is `MOST_OF_DEVICE` that leaves out what is larger, and a prediction that grows must be
+    compared rather than refused."""
     import bigtrain
 
-    return bigtrain.plan(_recipe(keys, hardware), hardware)
+    return bigtrain.plan(_recipe(keys, hardware), hardware, bounded=False)
 
 
 def _recipe(keys: list[str], hardware: Any) -> Any:
-    """Return a recipe whose budget is twice the device's memory: it is `MOST_OF_DEVICE` that leaves out what is larger,
-    and a prediction that grows must be compared rather than refused."""
     import bigtrain
 
     base = RECIPES / ("quickstart_bert.yaml" if "model.family=bert" in keys else "quickstart_gpt.yaml")
-    budget = f"memory.budget={2 * hardware.memory_bytes // 2**20}MiB"
-    return bigtrain.load_recipe(base, [*keys, f"train.device={hardware.kind}", budget])
+    return bigtrain.load_recipe(base, [*keys, f"train.device={hardware.kind}"])
 
 
 def _fits(case: Case, hardware: Any) -> bool:
@@ -217,7 +218,7 @@ def _fits(case: Case, hardware: Any) -> bool:
 
     recipe = _recipe(case[1], hardware)  # outside: a configuration that no device could run is a mistake
     try:
-        plan = bigtrain.plan(recipe, hardware)
+        plan = bigtrain.plan(recipe, hardware, bounded=False)
     except (bigtrain.RecipeError, bigtrain.DoesNotFit):
         return False
     report = predict(plan.recipe, plan.model, device=hardware.kind, slow_bf16=hardware.slow_bf16)

@@ -32,10 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def present_profile(options: argparse.Namespace) -> None:
     """Profile a recipe or a model and show what was found."""
-    from bigtrain.profiling.output import present
+    from bigtrain.profiling.output import check_writable, present
 
     if (options.recipe is None) == (options.model is None):
         raise InputError("command line: give either a recipe or --model MODULE:CALLABLE")
+    check_writable(options.html, options.png)
     profile = _of_model(options.model) if options.model else _of_recipe(options.recipe, options.overrides)
     present(profile, as_json=options.json, html=options.html, png=options.png)
 

@@ -60,6 +60,62 @@ def test_a_dry_run_prints_recipe_and_plan_and_makes_nothing(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+def test_a_plan_for_a_device_that_is_not_here(tmp_path: Path) -> None:
+    argv = ("plan", "bert_large", "--device", "rtx4090", "--memory-budget", "12GiB", "--json")
+    shown = json.loads(run(*argv, "--output", tmp_path / "plan.yaml").stdout)
+    assert shown["device"] == "rtx4090" and shown["memory_budget_bytes"] == 12 * 2**30
+    assert shown["memory"]["device_bytes_peak"] <= 12 * 2**30
+    assert sum(shown["memory"]["by_cause"].values()) == shown["memory"]["allocated_bytes_peak"]
+    again = json.loads(run("plan", tmp_path / "plan.yaml", "--device", "rtx4090", "--json").stdout)
+    assert (again["choice"], again["memory"]) == (shown["choice"], shown["memory"])
+
+
+def test_what_does_not_fit_is_one_line_and_exit_3(tmp_path: Path) -> None:
+    refused = run("launch", "bert_large", "memory.budget=1GiB", "train.device=cpu", "--run-dir", tmp_path / "run")
+    assert refused.returncode == 3
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: command line: memory.budget: 1GiB is ") and line.endswith(" would fit")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_as_json_and_as_a_picture(tmp_path: Path) -> None:
+    argv = ("plan", "quickstart_gpt", "--device", "t4", "--sweep", "--json", "--png", tmp_path / "frontier.png")
+    points = json.loads(run(*argv).stdout)
+    assert points[-1]["choice"] is not None and points[-1]["tokens_per_second"] > 0
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--png", "x.png"), "--png: draws what --sweep finds; add --sweep"),
+        (("--sweep", "--output", "x.yaml"), "--output: a sweep is of many plans"),
+        (("--device", "h10"), "--device: 'h10' is not one device of the table"),
+        (("--device", "cpu", "train.device=cuda"), "train.device: 'cuda', but --device cpu is cpu"),
+        (("--device", "t4", "--memory-budget", "24"), "memory.budget: 24 has no unit"),
+        (("--device", "t4", "--memory-budget", "24GiB"), "memory.budget: 24.00 GiB is more than the "),
+        (("--device", "t4", "--world-size", "3"), "train.global_batch_size: 8 is not divisible by 3 ranks"),
+        (("--device", "t4", "sharding.offload=nvme"), "sharding.offload: nvme: is done by DeepSpeed"),
+    ],
+)
+def test_wrong_flags_of_a_plan(flags: tuple[str, ...], line: str) -> None:
+    refused = run("plan", "quickstart_gpt", *flags)
+    assert refused.returncode == 2 and refused.stdout == ""
+    (said,) = refused.stderr.splitlines()
+    assert said.startswith("error: ") and line in said
+
+
+def test_a_profile_says_what_the_plan_says(tmp_path: Path) -> None:
+    edits = ("train.device=cpu", "model.hidden_size=64", "data.sequence_length=64", "train.compile=false")
+    planned = json.loads(run("plan", "quickstart_gpt", *edits, "--json").stdout)
+    told = run("profile", "quickstart_gpt", *edits, "--json", "--html", tmp_path / "p.html").stdout
+    found = json.loads(told[told.index("{") :])
+    assert found["predicted"] == planned["memory"]
+    measured = found["measured"]["allocated_bytes_peak"]
+    assert abs(planned["memory"]["allocated_bytes_peak"] / measured - 1) < 0.005
+    assert "<svg" in (tmp_path / "p.html").read_text()
+
+
 BAD = {
     "train.micro_batchsize=4": "micro_batch_size",
     "memory.budget=24": "GiB",

@@ -18,6 +18,7 @@ from bigtrain.batch import unpad
 from bigtrain.config.schema import Recipe
 from bigtrain.engine import Engine, compiled_as, prepare, schedule_of
 from bigtrain.errors import DataError, InputError, NonFiniteGradient
+from bigtrain.memory.measure import measure
 from bigtrain.models import build_model
 from bigtrain.optim import build_optimizer
 from bigtrain.planner import hardware
@@ -339,7 +340,7 @@ def test_compiled_blocks_train_as_eager_ones(policy: str) -> None:
 def test_what_is_compiled_as_one_graph(
     capability: tuple[int, int], precision: str, attention_dropout: float, found: str
 ) -> None:
-    device = hardware.Hardware("cuda", "a GPU", 1, 2**34, capability=capability)
+    device = hardware.Hardware("cuda", "a GPU", 1, 2**50, capability=capability)  # more than any CPU that runs this
     recipe = tiny_plan(attention_dropout=attention_dropout).recipe
     amp = recipe.amp.model_copy(update={"precision": precision})
     train = recipe.train.model_copy(update={"device": "cuda", "compile": True})
@@ -393,7 +394,7 @@ def test_any_module_and_any_batch() -> None:
 
 
 def test_labels_of_a_causal_model_count_after_its_own_shift() -> None:
-    engine = prepare(Plain(), dataclasses.replace(tiny_plan(), micro_batch_size=1), sgd)
+    engine = prepare(Plain(), tiny_plan(micro_batch_size=1), sgd)
     shifted = Engine(
         engine.model,
         engine.optimizer,
@@ -405,6 +406,18 @@ def test_labels_of_a_causal_model_count_after_its_own_shift() -> None:
     batch = {"labels": torch.tensor([[3, -100, -100], [3, 4, 5]])}
     assert len(list(engine.micro_batches(batch))) == 2
     assert len(list(shifted.micro_batches(batch))) == 1
+
+
+@pytest.mark.parametrize("kept", ["split24", "none"])
+def test_a_low_precision_model_is_never_there_in_fp32(kept: str) -> None:
+    """States come with the first update, so what is held before is weights: no more of them than later."""
+    plan = tiny_plan(amp={"precision": "bf16", "master_weights": kept}, optimizer={"state": "4bit"})
+    with torch.device("meta"):
+        model = build_model(dataclasses.replace(plan.model, vocab_size=2000, num_hidden_layers=8))
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    peak = measure(lambda: prepare(model, plan, its_own(plan))).peak_bytes
+    assert sum(parameter.nbytes for parameter in model.parameters()) == 2 * sum(sizes)
+    assert peak <= 2 * sum(sizes) + 4 * max(sizes) + 4096 < 4 * sum(sizes)
 
 
 def test_a_length_in_epochs_must_be_counted_first() -> None:

@@ -17,6 +17,7 @@ from bigtrain.errors import DataError, RecipeError, ResumeError
 from bigtrain.launcher import (
     ALLOCATOR,
     MMAP_THRESHOLD,
+    TRIM_THRESHOLD,
     adopt_environment,
     check_init_from,
     launch,
@@ -68,6 +69,7 @@ def test_on_the_cpu_large_tensors_are_mapped_alone(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(MMAP_THRESHOLD, raising=False)
     assert worker_environment("cpu")[MMAP_THRESHOLD] == str(2**20)
     assert MMAP_THRESHOLD not in worker_environment("cuda")
+    assert worker_environment("cpu")[TRIM_THRESHOLD] == str(2**26)
     assert worker_environment("cuda")[ALLOCATOR] == "expandable_segments:True"
     assert ALLOCATOR not in worker_environment("cpu")
     assert MMAP_THRESHOLD not in os.environ

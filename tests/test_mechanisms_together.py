@@ -440,7 +440,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no blocks in the model": (
         lambda: prepared_with({"recompute": {"policy": "full"}}, AdamW, Bare),
-        "Bare: has no ModuleList of blocks; name the class in prepare(..., blocks=...)",
+        "Bare: has no ModuleList of blocks; name the class of its blocks with blocks=...",
     ),
 }
 

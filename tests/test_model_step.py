@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from bigtrain.engine import prepare
 from bigtrain.errors import InputError
+from bigtrain.memory.attribute import causes_at_peak
 from bigtrain.memory.measure import measure
+from bigtrain.memory.predict import SECOND_STEP
+from bigtrain.memory.record import Recording
 from bigtrain.memory.report import MemoryReport
-from bigtrain.memory.trace_step import peak_by_cause
 from bigtrain.model_step import Subject, check_sample, factory_of
 from bigtrain.planner.choice import Choice
 from bigtrain.planner.clock import Flops
@@ -70,6 +72,10 @@ def plan_of(choice: Choice, precision: str = "fp32") -> ModulePlan:
     )
 
 
+def peak_of(recording: Recording) -> dict[str, int]:
+    return causes_at_peak(recording, SECOND_STEP)
+
+
 def measured_bytes(plan: ModulePlan) -> int:
     """Return the peak of the second step of an engine, everything counted."""
     data = sample(plan.recipe.train.global_batch_size)
@@ -90,13 +96,13 @@ def measured_bytes(plan: ModulePlan) -> int:
 @pytest.mark.parametrize("choice", [Choice(4, 1, ("none",) * 2), Choice(2, 2, ("full", "selective"))])
 def test_a_traced_step_holds_what_a_real_one_does(choice: Choice, precision: str) -> None:
     plan = plan_of(choice, precision)
-    traced = sum(peak_by_cause(Subject(Encoder(), sample(1), ADAMW).step(plan)).values())
+    traced = sum(peak_of(Subject(Encoder(), sample(1), ADAMW).step(plan)).values())
     assert traced == pytest.approx(measured_bytes(plan), rel=5e-3)
 
 
 def test_a_sample_of_any_number_of_rows_makes_a_micro_batch() -> None:
     plan = plan_of(Choice(4, 1, ("none",) * 2))
-    peaks = [peak_by_cause(Subject(Encoder(), sample(rows), ADAMW).step(plan)) for rows in (1, 4, 7)]
+    peaks = [peak_of(Subject(Encoder(), sample(rows), ADAMW).step(plan)) for rows in (1, 4, 7)]
     assert peaks[0] == peaks[1] == peaks[2]
 
 

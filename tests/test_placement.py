@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bigtrain.amp.precision import keep
+from bigtrain.config.model import ModelConfig
 from bigtrain.errors import InputError
+from bigtrain.memory.measure import measure
+from bigtrain.models.build import build_model
 from bigtrain.placement import find_blocks, place
 
 CPU = torch.device("cpu")
@@ -92,3 +100,155 @@ def test_a_model_that_is_half_on_the_meta_device_is_refused() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
     with pytest.raises(InputError, match="partly on the meta device"):
         place(model, CPU, seed=0)
+
+
+def own_model(**options: Any) -> nn.Module:
+    shape = {"vocab_size": 96, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    lengths = {"num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 8}
+    keys: Any = {**shape, **lengths, **options}
+    return build_model(ModelConfig(**keys))
+
+
+def of_transformers(name: str) -> nn.Module:
+    import transformers
+
+    sizes: dict[str, Any] = {
+        "Llama": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+        "Bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+        "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8},
+    }
+    heads = {"Llama": "LlamaForCausalLM", "Bert": "BertForMaskedLM", "GPT2": "GPT2LMHeadModel"}
+    config = getattr(transformers, f"{name}Config")(vocab_size=96, tie_word_embeddings=True, **sizes[name])
+    model: nn.Module = getattr(transformers, heads[name])(config)
+    return model
+
+
+class Parent(nn.Module):
+    """Initialises what is below it, before that does so itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(3))
+        self.inner = Plain()
+        self.tail = Quiet()
+
+    def reset_parameters(self) -> None:
+        for parameter in self.inner.parameters():
+            nn.init.normal_(parameter)
+        nn.init.uniform_(self.scale)
+        self.tail.scale.data.uniform_()
+
+
+class Quiet(nn.Module):
+    """Leaves its parameter as others make it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(5))
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Reader(Parent):
+    """Reads numbers as it initialises."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.tail.scale.data.div_(self.scale.sum().item())
+
+
+def placed_whole(model: Any, seed: int) -> None:
+    """Create a model all at once and initialise it in fp32: what creating it part by part has to equal."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    model.to_empty(device=CPU)
+    for first, *others in names.values():
+        for name in others:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, model.get_parameter(first))
+    torch.manual_seed(seed)
+    if hasattr(model, "_init_weights"):
+        model.apply(model._init_weights)
+        return
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+@pytest.mark.parametrize("kept", ["fp32", "none"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Plain,
+        Parent,
+        Reader,
+        partial(own_model, family="bert"),
+        partial(own_model, family="gpt"),
+        partial(own_model, family="gpt", tie_word_embeddings=False),
+        partial(of_transformers, "GPT2"),
+        partial(of_transformers, "Llama"),
+        partial(of_transformers, "Bert"),
+    ],
+)
+def test_weights_are_those_of_a_model_created_whole(make: Callable[[], nn.Module], kept: str) -> None:
+    with torch.device("meta"):
+        model, whole = make(), make()
+    rounds = partial(keep, master_weights=kept, accumulated=False)
+    place(model, CPU, seed=3, keep=rounds)
+    placed_whole(whole, 3)
+    before = torch.get_rng_state()
+    for parameter in whole.parameters():
+        rounds(parameter)
+    parameters, expected = dict(model.named_parameters()), dict(whole.named_parameters())
+    assert parameters.keys() == expected.keys()
+    for name, parameter in parameters.items():
+        assert parameter.dtype == (torch.bfloat16 if kept == "none" else torch.float32)
+        assert torch.equal(parameter, expected[name]), name
+    assert torch.equal(before, torch.get_rng_state())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+
+
+def test_a_rounded_model_is_never_whole_in_fp32() -> None:
+    with torch.device("meta"):
+        table, head = nn.Embedding(500, 64), nn.Linear(64, 500, bias=False)
+        head.weight = table.weight
+        model = nn.Sequential(table, *(nn.Linear(64, 64, bias=False) for _ in range(20)), head)
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    kept = partial(keep, master_weights="none", accumulated=False)
+    peak = measure(lambda: place(model, CPU, seed=0, keep=kept)).peak_bytes
+    assert 2 * elements < peak < 2 * elements + 4 * 500 * 64 + 8192 < 4 * elements
+
+
+def test_a_real_model_that_moves_is_rounded_first() -> None:
+    moved: list[torch.dtype] = []
+
+    class Moving(nn.Linear):
+        def to(self, *args: Any, **kwargs: Any) -> Any:
+            moved.append(self.weight.dtype)
+            return super().to(*args, **kwargs)
+
+    place(Moving(2, 2), torch.device("meta"), seed=0, keep=partial(keep, master_weights="none", accumulated=False))
+    assert moved == [torch.bfloat16]
+
+
+def test_views_of_one_memory_are_different_tensors() -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            both = torch.empty(4)
+            self.left, self.right = nn.Parameter(both[:2]), nn.Parameter(both[2:])
+            self.count = nn.Buffer(torch.zeros(()), persistent=False)
+
+        def reset_parameters(self) -> None:
+            nn.init.ones_(self.left)
+            nn.init.zeros_(self.right)
+            self.count.zero_()
+
+    with torch.device("meta"):
+        model = Views()
+    model.right.requires_grad_(False)
+    place(model, CPU, seed=0)
+    assert model.left.tolist() == [1, 1] and model.right.tolist() == [0, 0]
+    assert not model.right.requires_grad and list(model.state_dict()) == ["left", "right"]

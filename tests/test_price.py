@@ -1,6 +1,6 @@
 """The price test: what a step is predicted to hold is what a profile of the real step shows.
 
-Each mechanism by itself and forty random combinations of all of them: weights, master weights, gradients, optimizer
+Each mechanism by itself and sixty random combinations of all of them: weights, master weights, gradients, optimizer
 state and work buffers to the byte, the peak within half a percent (in fact scalars are what is missing).
 """
 
@@ -72,7 +72,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "attention dropout": {"attention_dropout": 0.1},
     "attention dropout, one row": {"attention_dropout": 0.1, "micro_batch_size": 1},
     "z-loss and smoothing": {"z_loss": 1e-4, "label_smoothing": 0.1},
-    "loss in chunks": {"budget": "64MiB", "vocab_size": 4000},
+    "loss in chunks": {"budget": "640MiB", "vocab_size": 4000, "family": "gpt", "micro_batch_size": 8},
     "selective": {"policy": "selective", "dropout": 0.1},
     "full": {"policy": "full", "dropout": 0.1},
     "mixed": {"policy": ["full", "none", "selective"]},
@@ -226,7 +226,7 @@ def test_a_mechanism_alone(mechanism: str, family: str) -> None:
     assert abs(deviation(plan, [full_rows(plan)] * 2)) < TOLERANCE
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(60))
 def test_a_combination(seed: int) -> None:
     plan = plan_of(**combination(seed))
     assert abs(deviation(plan, [full_rows(plan)] * 3)) < TOLERANCE

@@ -39,11 +39,14 @@ def apply(model: nn.Module, precision: str, *, master_weights: str = "fp32", acc
     if precision != "fp32":
         round_modules(model, DTYPES[precision])
     for parameter in model.parameters():
-        _keep(parameter, master_weights, accumulated=accumulated)
+        keep(parameter, master_weights, accumulated=accumulated)
 
 
-def _keep(parameter: nn.Parameter, master_weights: str, *, accumulated: bool) -> None:
-    """Give a parameter the dtype in which it is kept; a low-precision one is widened where it is to be the master."""
+def keep(parameter: nn.Parameter, master_weights: str, *, accumulated: bool) -> None:
+    """Give a parameter the dtype in which it is kept; a low-precision one is widened where it is to be the master.
+
+    `apply` does so for all of a model; done before as each is initialised, fp32 weights are never there all at once.
+    """
     if not parameter.is_floating_point():
         return
     wide = torch.promote_types(parameter.dtype, torch.float32)

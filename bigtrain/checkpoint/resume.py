@@ -28,12 +28,16 @@ CHOSEN_KEYS = (
 )  # fmt: skip
 """Where `auto` is the planner's choice. Another choice of some of them would round otherwise."""
 
+BOUNDING_KEYS = ("train.global_batch_size", "data.sequence_length", "optimizer.name", "amp.precision")
+"""What a choice was made for, besides."""
+
 
 def as_chosen_before(recipe: Recipe, run_dir: Path, hardware: Hardware) -> Recipe:
     """Return a recipe with each `auto` as the run in this folder has it, so that going on is bit by bit the same.
 
     What the planner chooses may differ from day to day: it goes by rates that were measured here. The recipe stays open
-    where there is no such run, or it was on another kind of device, on other ranks, or on more memory than is here.
+    where there is no such run, or it was on another kind of device, on other ranks, on more memory than is here, or
+    where what is written now is not what was chosen then.
     """
     if not (run_dir / PLAN_FILE).is_file():
         return recipe
@@ -42,12 +46,18 @@ def as_chosen_before(recipe: Recipe, run_dir: Path, hardware: Hardware) -> Recip
     enough = isinstance(budget, int) and budget <= budget_bytes(hardware)
     if before.train.device != hardware.kind or not _same_ranks(recipe, before) or not enough:
         return recipe
+    if any(_value(recipe, key) not in ("auto", _value(before, key)) for key in (*CHOSEN_KEYS, *BOUNDING_KEYS)):
+        return recipe
     for key in CHOSEN_KEYS:
         section, _, name = key.partition(".")
-        if getattr(getattr(recipe, section), name) == "auto":
-            chosen = {name: getattr(getattr(before, section), name)}
-            recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=chosen)})
+        chosen = {name: _value(before, key)}
+        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=chosen)})
     return recipe
+
+
+def _value(recipe: Recipe, key: str) -> object:
+    section, _, name = key.partition(".")
+    return getattr(getattr(recipe, section), name)
 
 
 def _same_ranks(recipe: Recipe, before: Recipe) -> bool:

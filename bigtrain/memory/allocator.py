@@ -85,6 +85,10 @@ class Pool:
         return block
 
 
+NOTHING = Block(Pool(0, 0), 0, 0, None, None)
+"""The block of an allocation of no bytes."""
+
+
 @dataclass(frozen=True)
 class Reserved:
     """Peaks of a replay, as torch.cuda.max_memory_allocated and max_memory_reserved give them, and what was left.
@@ -110,8 +114,9 @@ class Allocator:
         self._expandable = expandable
         self._small = Pool(SMALL_SEGMENT_BYTES, ROUNDING_BYTES)
         self._large = Pool(LARGE_SEGMENT_BYTES, ROUNDING_BYTES if expandable else SMALL_BYTES + ROUNDING_BYTES)
-        self._blocks: dict[int, Block | None] = {}
-        self._count = self._next_address = 0
+        self._blocks: list[Block | None] = []
+        """Of each allocation, None where it is released."""
+        self._next_address = 0
         self.allocated = self.reserved = self.allocated_peak = self.reserved_peak = 0
 
     def run(self, events: Iterable[Event]) -> Reserved:
@@ -135,10 +140,10 @@ class Allocator:
         """Allocate bytes and return the number of this allocation; none are as good as no block."""
         if size < 0:
             raise ValueError(f"an allocation of {size} bytes")
-        number, self._count = self._count, self._count + 1
+        blocks = self._blocks
         if size == 0:
-            self._blocks[number] = None
-            return number
+            blocks.append(NOTHING)
+            return len(blocks) - 1
         size = -(-size // ROUNDING_BYTES) * ROUNDING_BYTES
         pool = self._small if size <= SMALL_BYTES else self._large
         block = pool.take_best(size)
@@ -146,24 +151,26 @@ class Allocator:
             block = self._grown(pool, size) if self._expandable else self._segment(pool, size)
         if block.size - size >= pool.smallest_remainder:
             _split(block, size)
-        self._blocks[number] = block
+        blocks.append(block)
         self.allocated += block.size
         if self.allocated > self.allocated_peak:
             self.allocated_peak = self.allocated
-        return number
+        return len(blocks) - 1
 
     def release(self, number: int) -> None:
         """Release an allocation: its block joins the free ones beside it and stays cached."""
-        if number not in self._blocks:
-            raise ValueError(f"allocation {number} of {self._count} is released, but it is not held")
-        block = self._blocks.pop(number)
+        block = self._blocks[number] if 0 <= number < len(self._blocks) else None
         if block is None:
+            raise ValueError(f"allocation {number} of {len(self._blocks)} is released, but it is not held")
+        self._blocks[number] = None
+        if block is NOTHING:
             return
         self.allocated -= block.size
-        if block.after is not None and block.after.free:
-            _join(block, block.after)
-        if block.before is not None and block.before.free:
-            block = _join(block.before, block)
+        after, before = block.after, block.before
+        if after is not None and after.free:
+            _join(block, after)
+        if before is not None and before.free:
+            block = _join(before, block)
         block.pool.put(block)
 
     def _segment(self, pool: Pool, size: int) -> Block:

@@ -32,14 +32,15 @@ def attribute(trace: Trace, kept: Mapping[int, tuple[str, str]], *, head: tuple[
     return _Attribution(trace, kept, head).recording()
 
 
-def causes_at_peak(recording: Recording) -> dict[str, int]:
-    """Return the bytes held at the peak of a recording by cause."""
+def causes_at_peak(recording: Recording, since: str | None = None) -> dict[str, int]:
+    """Return the bytes held at the peak of a recording, or at that since a mark, by cause."""
     held = dict.fromkeys(CAUSES, 0)
     found, most, now = dict(held), 0, 0
-    for number, change in _changes(recording):
+    begin = 0 if since is None else recording.marks[since]
+    for index, (number, change) in enumerate(_changes(recording)):
         held[recording.causes[number]] += change
         now += change
-        if now > most:
+        if index >= begin and now > most:
             most, found = now, dict(held)
     return found
 

@@ -6,24 +6,23 @@ forward begins and when the gradient of its output arrives, a micro-batch is
     forward of every block but the last | last forward, head, loss | backward of every block but the first | the rest
 
 and each part adds as many bytes, and at worst holds as many beyond those that were there, wherever it stands: that
-depends on its block's policy alone, and with sharding on whether it is the first or the last one's. `memory.predict`
-runs the parts, so that whatever it counts is in them; the sum is what it would find for the whole, to the byte. Only
-where parameters come from the host block by block, a part may depend on its neighbour's policy: within 1%.
+depends on its block's policy alone, and with sharding on whether it is the first or the last one's. `memory.tape` runs
+the parts as `memory.predict` does, the passes once for each micro-batch and policy, what keeps the model once for each
+layout, so that whatever that counts is in them; the sum is what it would find for the whole, to the byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from itertools import groupby
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
-from bigtrain.ledger import Gradients, Ledger, Storage, Value
 from bigtrain.memory.layout import layout_of
-from bigtrain.memory.predict import Step, torch_threads
+from bigtrain.memory.predict import MICRO_BATCHES_TO_PEAK, micro_batch, step_numbers, torch_threads
+from bigtrain.memory.tape import Kept, Moment, Part, Passes, kept, moments, passes
 from bigtrain.recompute.cost import RANDOM_STATE_BYTES
 
 Runs: TypeAlias = "tuple[tuple[str, int], ...]"
@@ -31,20 +30,6 @@ Runs: TypeAlias = "tuple[tuple[str, int], ...]"
 
 ALONE_BLOCKS, SHARDED_BLOCKS = 2, 3
 """Blocks of a model that has all parts. Sharded, those at the ends differ: no neighbour on one side to gather for."""
-
-
-class Moment(NamedTuple):
-    """Bytes held now, and the most that were held since the moment before."""
-
-    held: int
-    most: int
-
-
-class Part(NamedTuple):
-    """Bytes that a part of a step adds, and the most that it holds, beyond those that were held when it began."""
-
-    added: int
-    most: int
 
 
 NOTHING = Part(0, 0)
@@ -61,8 +46,19 @@ class Parts(NamedTuple):
     rest: Part
 
 
+class Tapes:
+    """Both halves of steps that were run for other choices of one recipe, one model and one machine."""
+
+    def __init__(self) -> None:
+        self.passes: dict[Hashable, Passes] = {}
+        self.kept: dict[Hashable, Kept] = {}
+
+
 class Composer:
-    """The peaks of one recipe under all mixes of policies; takes what `predict` takes. `peaks` are those asked for."""
+    """The peaks of one recipe under all mixes of policies; takes what `predict` takes. `peaks` are those asked for.
+
+    `tapes` are shared with the composers of other choices.
+    """
 
     def __init__(
         self,
@@ -74,8 +70,9 @@ class Composer:
         world_size: int = 1,
         threads: int | None = None,
         workspace_bytes: int = 0,
+        tapes: Tapes | None = None,
     ) -> None:
-        self._recipe, self._model = recipe, model
+        self._recipe = recipe
         self._machine: dict[str, Any] = {
             "device": device,
             "slow_bf16": slow_bf16,
@@ -83,15 +80,21 @@ class Composer:
             "threads": threads or torch_threads(),
             "workspace_bytes": workspace_bytes,
         }
+        self._tapes = tapes or Tapes()
         self.peaks: dict[Runs, int] = {}
-        self._alone = layout_of(recipe, world_size).alone
-        self._blocks = min(model.num_hidden_layers, ALONE_BLOCKS if self._alone else SHARDED_BLOCKS)
+        self._layout = layout = layout_of(recipe, world_size)
+        micro = recipe.train.micro_batch_size
+        assert micro != "auto"
+        self._batch = micro_batch(recipe, micro)
+        self._accumulation_steps = recipe.train.global_batch_size // world_size // micro
+        self._blocks = model.num_hidden_layers
+        few = min(self._blocks, ALONE_BLOCKS if layout.alone else SHARDED_BLOCKS)
+        self._more, self._few = self._blocks - few, dataclasses.replace(model, num_hidden_layers=few)
         self._parts: dict[str, list[Parts]] = {}
         self._begins: list[int] = []
         """What is held when the first block begins to run, in each micro-batch that counts."""
-        self._before = 0
-        """The most that is held before the first of them."""
-        self._state: tuple[int, int] | None = None
+        self._outside = 0
+        """The most that is held before, between and after micro-batches."""
 
     def peak_bytes(self, runs: Runs) -> int:
         """Return the allocated peak that `predict` gives for blocks with these policies, the first block's first."""
@@ -101,44 +104,54 @@ class Composer:
         return found
 
     def _peak_bytes(self, runs: Runs) -> int:
-        parts = [self._parts.get(policy) or self._measured(policy) for policy, _ in runs]
+        policies = [self._parts.get(policy) or self._measured(policy) for policy, _ in runs]
         between = [count for _, count in runs]
         between[0] -= 1
         between[-1] -= 1
-        peak = self._before
-        several = self._model.num_hidden_layers > 1
+        most = self._outside
         for number, held in enumerate(self._begins):
-            first, last = parts[0][number], parts[-1][number]
-            if several:
-                peak, held = max(peak, held + first.first.most), held + first.first.added
-                for place, count in enumerate(between):
-                    if count > 0:
-                        added, most = parts[place][number].forward
-                        peak = max(peak, held + most, held + most + (count - 1) * added)
-                        held += count * added
-            peak, held = max(peak, held + last.turn.most), held + last.turn.added
-            if several:
-                peak, held = max(peak, held + last.last.most), held + last.last.added
-                for place in range(len(between) - 1, -1, -1):
-                    if between[place] > 0:
-                        (added, most), count = parts[place][number].backward, between[place]
-                        peak = max(peak, held + most, held + most + (count - 1) * added)
-                        held += count * added
-            peak = max(peak, held + first.rest.most)
-        return peak
+            parts = [of_policy[number] for of_policy in policies]
+            first, last = parts[0], parts[-1]
+            steps = [(last.turn, 1), (first.rest, 1)]
+            if self._blocks > 1:
+                forward = [(part.forward, count) for part, count in zip(parts, between, strict=True) if count]
+                backward = [(part.backward, count) for part, count in zip(parts, between, strict=True) if count]
+                backward.reverse()
+                steps = [(first.first, 1), *forward, (last.turn, 1), (last.last, 1), *backward, (first.rest, 1)]
+            for (added, above), count in steps:
+                peak = held + above
+                held += count * added
+                if added > 0:
+                    peak += (count - 1) * added
+                if peak > most:
+                    most = peak
+        return most
+
+    def turn_bytes(self, runs: Runs) -> int:
+        """Return what is held in the last block's turn, when all that is kept for the backward pass is there.
+
+        The peak is no less, and this takes less time.
+        """
+        parts = [(self._parts.get(policy) or self._measured(policy))[-1] for policy, _ in runs]
+        held = self._begins[-1] + parts[-1].turn.most
+        if self._blocks > 1:
+            held += parts[0].first.added - parts[0].forward.added - parts[-1].forward.added
+            for part, (_, count) in zip(parts, runs, strict=True):
+                held += part.forward.added * count
+        return held
 
     @property
     def state_bytes(self) -> int:
-        """Return what is held when the first block begins to run: weights, the optimizer's states, the first input."""
-        held, each = self._begun()
-        return held + each * (self._model.num_hidden_layers - self._blocks)
+        """Return what is held all the time: weights, the optimizer's states and its buffers."""
+        found = self._kept()
+        return found.held + found.block_bytes * self._more
 
     def floor_bytes(self, policy: str) -> int:
         """Return bytes that any mix reaches at least in the last block's turn, from the policy that keeps the least.
 
         That one keeps a block's input, or not even this, and the generator's state; all others keep the input too.
         """
-        blocks, floors = self._model.num_hidden_layers, []
+        blocks, floors = self._blocks, []
         for held, parts in zip(self._begins_under(policy), self._parts[policy], strict=True):
             kept = parts.first.added + parts.forward.added * (blocks - 2) if blocks > 1 else 0
             floors.append(held + kept + parts.turn.most - RANDOM_STATE_BYTES * blocks)
@@ -150,85 +163,61 @@ class Composer:
         return self._begins
 
     def _measured(self, policy: str) -> list[Parts]:
-        """Run a step of few blocks with this policy, and take it apart."""
-        step = self._step(policy, self._blocks)
-        step.run()
-        pairs = zip(step.moments, step.moments[1:], strict=False)
-        parts = [Part(end.held - begin.held, end.most - begin.held) for begin, end in pairs]
-        size, turn = 2 * self._blocks, self._blocks - 1
-        cuts = range(0, len(parts), size)
+        """Take a step of few blocks with this policy apart."""
+        marks = moments(self._passes(policy), self._kept())
+        parts = [Part(end.held - begin.held, end.most - begin.held) for begin, end in pairwise(marks)]
+        size, turn = 2 * self._few.num_hidden_layers, self._few.num_hidden_layers - 1
+        cuts = range(0, len(parts), size + 1)
         found = [_parts(parts[cut : cut + size], turn) for cut in cuts]
         # Without sharding the last micro-batch has the peak: the first does the same, with fewer gradients there.
-        kept = found[-1:] if self._alone else found
+        counting = found[-1:] if self._layout.alone else found
         if not self._begins:
-            self._begin([step.moments[cut] for cut in cuts], found, len(kept))
-        self._parts[policy] = kept
-        return kept
+            self._begin(marks[:: size + 1][: len(found)], marks[size + 1 :: size + 1])
+            self._begins = self._begins[-len(counting) :]
+        self._parts[policy] = counting
+        return counting
 
-    def _begin(self, moments: Sequence[Moment], found: Sequence[Parts], kept: int) -> None:
-        """Note how micro-batches begin, with as many blocks more as the model has."""
-        more = self._model.num_hidden_layers - self._blocks
-        each = self._begun()[1] if more else 0
-        begins = []
-        for moment, parts in zip(moments, found, strict=True):
-            begins.append(Moment(moment.held + each * more, moment.most + each * more))
-            each += parts.forward.added + parts.backward.added  # what a micro-batch leaves: gradients
-        self._begins = [moment.held for moment in begins[-kept:]]
-        self._before = begins[-kept].most
+    def _begin(self, begins: Sequence[Moment], nexts: Sequence[Moment]) -> None:
+        """Note what micro-batches find, and the most outside of the blocks, with as many blocks more as there are.
 
-    def _begun(self) -> tuple[int, int]:
-        """Return what few blocks hold when the first begins to run, and what one more adds to it."""
-        if self._state is None:
-            few, more = (self._held_at_first(self._blocks + extra) for extra in (0, 1))
-            self._state = few, more - few
-        return self._state
+        Between micro-batches, and in the update, there are weights, states and gradients, whatever is recomputed.
+        """
+        keeping = self._kept()
+        before = keeping.block_bytes * self._more
+        after = [before + left * self._more for left in keeping.left_bytes]
+        self._begins = [mark.held + more for mark, more in zip(begins, [before, *after], strict=False)]
+        outside = [mark.most + more for mark, more in zip(nexts, after, strict=True)]
+        self._outside = max(begins[0].most + before, *outside)
 
-    def _held_at_first(self, blocks: int) -> int:
-        step = self._step("none", blocks)
-        step.stops = True
-        with suppress(_Begun):
-            step.run()
-        return step.moments[0].held
+    def _passes(self, policy: str) -> Passes:
+        """Return the passes of few blocks under a policy."""
+        recipe = self._recipe
+        numbers = step_numbers(recipe, self._layout, slow_bf16=self._machine["slow_bf16"])
+        key = (self._batch, numbers, self._few.num_hidden_layers, policy)
+        found = self._tapes.passes.get(key)
+        if found is None:
+            found = self._tapes.passes[key] = passes(self._under(policy), self._few, **self._machine)
+        return found
 
-    def _step(self, policy: str, blocks: int) -> _MarkedStep:
+    def _under(self, policy: str) -> Recipe:
         recompute = self._recipe.recompute.model_copy(update={"policy": policy})
-        recipe = self._recipe.model_copy(update={"recompute": recompute})
-        model = dataclasses.replace(self._model, num_hidden_layers=blocks)
-        return _MarkedStep(recipe, model, Ledger(), **self._machine)
+        return self._recipe.model_copy(update={"recompute": recompute})
 
-
-class _MarkedStep(Step):
-    """A step that notes what is held where its parts begin; with `stops` it ends at the first of them."""
-
-    def __init__(self, recipe: Recipe, model: ModelConfig, ledger: Ledger, **machine: Any) -> None:
-        super().__init__(recipe, model, ledger, **machine)
-        self.moments: list[Moment] = []
-        self.stops = False
-
-    def run(self) -> None:
-        for phase in ("forward", "backward"):
-            self._enter(None, phase)  # what an earlier step has left
-        super().run()
-        self._mark()
-
-    def _run_block(self, index: int, forward: Callable[[Value], Value], value: Value) -> Value:
-        self._mark()
-        if self.stops:
-            raise _Begun
-        out = super()._run_block(index, forward, value)
-        return self._ledger.made(out.storage, [out], self._ledger.keep([]), self._arrived)
-
-    def _arrived(self, gradient: Storage, kept: list[Storage]) -> Gradients:
-        self._mark()
-        return Gradients([gradient], [])
-
-    def _mark(self) -> None:
-        self.moments.append(Moment(self._ledger.now, self._ledger.peak))
-        self._ledger.restart_peak()
-
-
-class _Begun(Exception):
-    """The first block's forward begins."""
+    def _kept(self) -> Kept:
+        """Return what keeps the model through a step; calls are the same under all policies."""
+        recipe = self._recipe
+        key = (
+            self._layout,
+            *(recipe.optimizer.name, recipe.optimizer.state, recipe.optimizer.gradient_release),
+            recipe.amp.master_weights,
+            min(self._accumulation_steps, MICRO_BATCHES_TO_PEAK),
+        )
+        found = self._tapes.kept.get(key)
+        if found is None:
+            found = self._tapes.kept[key] = kept(
+                self._passes("full").calls, self._under("full"), self._few, **self._machine
+            )
+        return found
 
 
 def _parts(parts: Sequence[Part], turn: int) -> Parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from bigtrain.config.schema import Recipe
 from bigtrain.ledger import Ledger, Storage, Value
 from bigtrain.memory.allocator import Allocator
 from bigtrain.memory.layout import layout_of, local_shapes
-from bigtrain.memory.record import END, Recording
+from bigtrain.memory.record import END, Events
 from bigtrain.memory.report import CAUSES, MemoryReport
 from bigtrain.memory.state import matrices, state_parts, update_bytes
 from bigtrain.models.cost import MicroBatch, ModelCost
@@ -24,7 +24,8 @@ from bigtrain.models.shape import loss_chunk_tokens, parameter_shapes
 from bigtrain.optim import cost as optim_cost
 from bigtrain.recompute.cost import run_block
 from bigtrain.recompute.policy import resolve
-from bigtrain.sharding.step_cost import sharding_of
+from bigtrain.sharding.cost import Layout
+from bigtrain.sharding.step_cost import Around, sharding_of
 
 FIRST_STEP, SECOND_STEP = "first step", "second step"
 """Marks of a recording."""
@@ -54,7 +55,7 @@ def predict(
     thread, thus of forward and of backward, and what the allocator reserves is found by replaying two steps: the first
     leaves its segments to the second.
     """
-    recording = Recording() if device == "cuda" else None
+    recording = Events() if device == "cuda" else None
     ledger = Ledger(recording)
     step = Step(
         recipe,
@@ -75,7 +76,7 @@ def predict(
     return MemoryReport({cause: held.get(cause, 0) for cause in CAUSES}, reserved_bytes_peak=reserved)
 
 
-def reserved_bytes(recording: Recording) -> int:
+def reserved_bytes(recording: Events) -> int:
     """Return the most that the caching allocator reserves in the second of two recorded steps."""
     allocator, second = Allocator(expandable=True), recording.marks[SECOND_STEP]
     allocator.run(recording.events[:second])
@@ -90,12 +91,14 @@ def model_state(recipe: Recipe, model: ModelConfig, *, accumulated: bool, world_
     parameters = sum(math.prod(shape) for shape in shapes.values())
     gradient = FLOAT if accumulated and layout.alone else layout.kept_bytes
     remainder = amp_cost.master_weight_bytes(parameters, kept) if here else 0
+    name, state = recipe.optimizer.name, recipe.optimizer.state
+    states = optim_cost.optimizer_state_bytes(name, state, kept, shapes.values(), matrices(shapes))
     absent = layout.streaming or recipe.optimizer.gradient_release
     return {
         "weights": 0 if layout.streaming else parameters * layout.kept_bytes,
         "master_weights": remainder,
         "gradients": 0 if absent else gradient * parameters,
-        "optimizer_state": _optimizer_bytes(recipe, shapes) - remainder if here else 0,
+        "optimizer_state": states - remainder if here else 0,
     }
 
 
@@ -103,15 +106,9 @@ def buffer_bytes(recipe: Recipe, model: ModelConfig, *, accumulated: bool, devic
     """Return the bytes of the optimizer's work buffers, which it keeps from its first step on."""
     section, shapes = recipe.optimizer, local_shapes(recipe, model, world_size)
     accumulated = accumulated and world_size == 1  # sharded gradients have the dtype of the weights
-    return optim_cost.buffer_bytes(
-        section.name,
-        section.state,
-        recipe.amp.master_weights,
-        list(shapes.values()),
-        matrices(shapes),
-        accumulated=accumulated,
-        device=device,
-    )
+    named = (section.name, section.state, recipe.amp.master_weights)
+    sizes = (list(shapes.values()), matrices(shapes))
+    return optim_cost.buffer_bytes(*named, *sizes, accumulated=accumulated, device=device)
 
 
 def micro_batch(recipe: Recipe, micro_batch_size: int) -> MicroBatch:
@@ -134,6 +131,15 @@ def numbers(recipe: Recipe, *, accumulated: bool, slow_bf16: bool) -> Numbers:
         gradient=amp_cost.gradient_bytes(1, kept, accumulated=accumulated),
         widened=recipe.amp.precision == "bf16" and slow_bf16,
     )
+
+
+def step_numbers(recipe: Recipe, layout: Layout, *, slow_bf16: bool) -> Numbers:
+    """Return the bytes of each kind of number in a step: parameters that are sent compute in numbers of their own."""
+    found = numbers(recipe, accumulated=layout.accumulated, slow_bf16=slow_bf16)
+    if layout.alone and layout.offload == "none":
+        return found
+    size = layout.number_bytes
+    return replace(found, weight=size, gradient=FLOAT if layout.alone and layout.accumulated else size)
 
 
 def torch_threads() -> int:
@@ -172,11 +178,7 @@ class Step:
         self._batch = micro_batch(recipe, micro)
         self._layout = layout = layout_of(recipe, world_size)
         self._micro_batches = min(-(-share // micro), MICRO_BATCHES_TO_PEAK - layout.resharding)
-        self._numbers = numbers(recipe, accumulated=self._accumulated, slow_bf16=slow_bf16)
-        if not layout.alone or layout.offload != "none":
-            size = layout.number_bytes
-            gradient = FLOAT if layout.alone and self._accumulated else size
-            self._numbers = replace(self._numbers, weight=size, gradient=gradient)
+        self._numbers = step_numbers(recipe, layout, slow_bf16=slow_bf16)
         chunk = loss_chunk_tokens(model.padded_vocab_size, device, budget)
         operations = Operations(ledger, self._numbers, device, threads)
         train = recipe.train
@@ -185,21 +187,20 @@ class Step:
         self._policies = resolve(recipe.recompute.policy, model.num_hidden_layers)
         self._whole = parameter_shapes(model)
         self._shapes = local_shapes(recipe, model, world_size)
-        self._sharding = sharding_of(ledger, layout, self._whole, device=device)
+        self._sharding: Around = sharding_of(ledger, layout, self._whole, device=device)
         self._held: dict[str, list[Storage]] = {}
         """The optimizer's states by parameter, and its work buffers under no name."""
         self._gradients: dict[str, Storage] = {}
+        self._fed: list[Storage] = []
+        """The batch, which lies there until the next one does."""
 
     def run(self) -> None:
         """Hold the state, run the micro-batches and the update."""
-        held = self._hold_weights()
-        self._hold_buffers()
-        for name in self._shapes:
-            self._hold_state(name)
+        held = self._hold_all()
         self._run_step()
         del held
 
-    def run_twice(self, recording: Recording) -> None:
+    def run_twice(self, recording: Events) -> None:
         """Run a first step, whose update makes the optimizer's states and buffers, and a second; note where it begins.
 
         The peak is the second's alone.
@@ -211,6 +212,14 @@ class Step:
             self._run_step(recording)
         recording.mark(END)
         del held
+
+    def _hold_all(self) -> list[Storage]:
+        """Hold what an earlier step has left; returns the weights."""
+        held = self._hold_weights()
+        self._hold_buffers()
+        for name in self._shapes:
+            self._hold_state(name)
+        return held
 
     def _hold_weights(self) -> list[Storage]:
         held = []
@@ -231,24 +240,29 @@ class Step:
         self._ledger.place = _place_of(name)
         self._held[name] = [self._ledger.hold(size, cause) for size, cause in parts]
 
-    def _run_step(self, recording: Recording | None = None) -> None:
-        batch: list[Storage] = []
+    def _run_step(self, recording: Events | None = None) -> None:
         for index in range(self._micro_batches):
-            self._enter(recording, "forward")
-            batch = self._cost.batch(self._batch)
-            self._sharding.enter(last=index == self._micro_batches - 1)
-            loss, gradient = self._cost.loss(self._batch, self._run_block)
-            self._enter(recording, "backward")
-            self._ledger.backward(loss, gradient, self._sharding.turn(self._ready))
-            del loss, gradient
-            self._sharding.finish()
+            self._run_passes(recording, last=index == self._micro_batches - 1)
         self._enter(recording, "update")
+        self._run_updates()
+        self._fed = []
+
+    def _run_passes(self, recording: Events | None = None, *, last: bool) -> None:
+        self._enter(recording, "forward")
+        self._fed = self._cost.batch(self._batch)
+        self._sharding.enter(last=last)
+        loss, gradient = self._cost.loss(self._batch, self._run_block)
+        self._enter(recording, "backward")
+        self._ledger.backward(loss, gradient, self._sharding.turn(self._ready))
+        del loss, gradient
+        self._sharding.finish()
+
+    def _run_updates(self) -> None:
         for name in self._gradients:
             self._update(name)
         self._gradients.clear()
-        del batch
 
-    def _enter(self, recording: Recording | None, phase: str) -> None:
+    def _enter(self, recording: Events | None, phase: str) -> None:
         self._ledger.place = ""
         if recording is not None:
             recording.phase = phase
@@ -276,21 +290,11 @@ class Step:
         if name not in self._held:
             self._hold_state(name)
         shape = self._shapes[name]
-        if self._gradient_bytes < FLOAT:
-            self._ledger.passing(self._norm_elements(math.prod(shape)) * FLOAT)
+        if self._gradient_bytes < FLOAT and (self._released or self._device == "cpu"):
+            self._ledger.passing(min(math.prod(shape), optim_cost.NORM_CHUNK_ELEMENTS) * FLOAT)
         self._ledger.passing(update_bytes(self._recipe, self._layout, name, shape, self._whole[name], self._device))
-
-    def _norm_elements(self, elements: int) -> int:
-        """Return how many elements of a low-precision gradient are converted at a time for its norm."""
-        chunked = self._released or self._device == "cpu"
-        return min(elements, optim_cost.NORM_CHUNK_ELEMENTS) if chunked else 0
-
-
-def _optimizer_bytes(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    section, weights = recipe.optimizer, recipe.amp.master_weights
-    return optim_cost.optimizer_state_bytes(section.name, section.state, weights, shapes.values(), matrices(shapes))
 
 
 def _place_of(name: str) -> str:
-    """Return the part of the model that a parameter is in: a block, or nothing for what is outside of blocks."""
+    """Return the block that a parameter is in, or nothing."""
     return ".".join(name.split(".")[:2]) if name.startswith("blocks.") else ""

@@ -16,29 +16,23 @@ END = "end"
 
 
 @dataclass
-class Recording:
-    """Events as the allocator's replay reads them, and of each allocation its cause and the place that made it.
+class Events:
+    """Allocations and releases as the allocator's replay reads them.
 
-    `phase` is what the step does now (forward, backward, update), noted with each allocation; `marks` are the numbers
-    of events before which something begins, by name.
+    `phase` is what the step does now (forward, backward, update); `marks` are the numbers of events before which
+    something begins, by name.
     """
 
     events: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    causes: list[str] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    phases: list[str] = field(default_factory=list)
     phase: str = ""
     marks: dict[str, int] = field(default_factory=dict)
+    allocations: int = 0
 
     def allocate(self, size: int, cause: str, place: str) -> int:
         """Note an allocation and return its number."""
-        number = len(self.sizes)
+        number = self.allocations
+        self.allocations = number + 1
         self.events.append(size)
-        self.sizes.append(size)
-        self.causes.append(cause)
-        self.places.append(place)
-        self.phases.append(self.phase)
         return number
 
     def release(self, number: int) -> None:
@@ -48,6 +42,24 @@ class Recording:
     def mark(self, name: str) -> None:
         """Note that something begins here."""
         self.marks[name] = len(self.events)
+
+
+@dataclass
+class Recording(Events):
+    """Events, and of each allocation its size, its cause, the place that made it and the phase in which."""
+
+    sizes: list[int] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    phases: list[str] = field(default_factory=list)
+
+    def allocate(self, size: int, cause: str, place: str) -> int:
+        """Note an allocation and return its number."""
+        self.sizes.append(size)
+        self.causes.append(cause)
+        self.places.append(place)
+        self.phases.append(self.phase)
+        return super().allocate(size, cause, place)
 
     def timeline(self, since: str, points: int = POINTS) -> dict[str, object]:
         """Return the bytes alive by cause after events since a mark, in columns: `time` 0 to 1, `causes`, `label`.

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +31,9 @@ from bigtrain.memory.untraceable import UNTRACEABLE, explained
 
 _FAKES = FakeTensorMode(allow_non_fake_inputs=True)
 """One for the process: fake tensors of different modes do not mix."""
+
+REAL_ELEMENTS = 2**24
+"""An operation on real tensors that may make more than so many runs on fake ones: a trace allocates next to nothing."""
 
 
 @contextmanager
@@ -139,7 +144,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in given:
             self.see(tensor, new=False)
-        if given and not any(isinstance(tensor, FakeTensor) for tensor in given):
+        if _runs_really(func, given):
             with unset_fake_temporarily():
                 out = func(*args, **kwargs)
         elif func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
@@ -170,13 +175,13 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self._recording is not None:
                 self._numbers[key] = self._recording.allocate(size, _cause(self._recording.phase), self._where())
 
-    def recorded_as(self, tensors: Iterable[Tensor], cause: str) -> None:
-        """Say in the recording what the memory of some tensors is for, from when it was allocated."""
+    def recorded_as(self, tensors: Iterable[Tensor], cause: str, place: str = "") -> None:
+        """Say in the recording what the memory of some tensors is for, and where, from when it was allocated."""
         assert self._recording is not None
         for tensor in tensors:
             number = self._numbers.get(tensor.untyped_storage()._cdata)
             if number is not None:
-                self._recording.causes[number] = cause
+                self._recording.causes[number], self._recording.places[number] = cause, place
 
     def _drop(self, key: int, size: int) -> None:
         del self._known[key]
@@ -196,6 +201,26 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._add(-size)
         if self._recording is not None:
             self._recording.release(self._recording.allocate(size, "temporaries", self._where()))
+
+
+def _runs_really(func: Any, given: Sequence[Tensor]) -> bool:
+    """Tell whether an operation has numbers: of real tensors, unless it may make a large one, or positions in a row.
+
+    Models look at positions and masks to see whether attention needs a mask; transformers takes a fake one for a model
+    that is being exported, and then does other things than in training.
+    """
+    if not given:
+        return func in _POSITIONS
+    return not any(isinstance(tensor, FakeTensor) for tensor in given) and _most_elements(given) <= REAL_ELEMENTS
+
+
+def _most_elements(given: Sequence[Tensor]) -> int:
+    """Return how many elements tensors have together at most, one broadcast over the other."""
+    dims = zip_longest(*(reversed(tensor.shape) for tensor in given), fillvalue=1)
+    return math.prod(max(sizes) for sizes in dims)
+
+
+_POSITIONS = (torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step)
 
 
 def _cause(phase: str) -> str:

@@ -24,6 +24,9 @@ from bigtrain.recompute.policy import Policy
 Forward = Callable[[nn.Module, Any], Any]
 """What a step does with a model and a micro-batch: it returns the loss, or what has a `.loss`."""
 
+REAL = ("cu_seqlens", "attention_mask")
+"""Names of tensors whose numbers models read: where documents end, whether a mask masks anything."""
+
 
 def trace_model(
     model: nn.Module,
@@ -32,7 +35,7 @@ def trace_model(
     forward: Forward | None = None,
     blocks: type[nn.Module] | Sequence[nn.Module] | None = None,
     rows: int | None = None,
-    real: Sequence[str] = ("cu_seqlens",),
+    real: Sequence[str] = REAL,
     clock: Clock | None = None,
     policies: Sequence[Policy] = RECOMPUTE,
 ) -> ModelTrace:

@@ -7,20 +7,19 @@ about how blocks follow one another.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
+from bigtrain.memory.marks import place_of, tensors_in
 from bigtrain.memory.predict import FIRST_STEP, MICRO_BATCHES_TO_PEAK, SECOND_STEP
 from bigtrain.memory.record import Recording
-from bigtrain.memory.report import CAUSES
 from bigtrain.memory.trace import Clock, Counting, seconds_of
 
 
@@ -68,28 +67,12 @@ def trace_step(run: Run) -> Recording:
         unused |= found
 
 
-def peak_by_cause(recording: Recording) -> dict[str, int]:
-    """Return the bytes alive at the peak of the second step, by cause."""
-    alive: Counter[str] = Counter()
-    now = most = number = 0
-    found: dict[str, int] = {}
-    since = recording.marks[SECOND_STEP]
-    for index, event in enumerate(recording.events):
-        size, owner = (event, number) if event >= 0 else (-recording.sizes[~event], ~event)
-        number += event >= 0
-        alive[recording.causes[owner]] += size
-        now += size
-        if index >= since and now > most:
-            most, found = now, dict(alive)
-    return {cause: found.get(cause, 0) for cause in CAUSES}
-
-
 def trace_update(run: Run, clock: Clock | None = None) -> Update:
     """Return what an update holds if every parameter that may have a gradient has one."""
     recording = Recording()
     counting = Counting(True, recording, clock=clock)
     with counting.running():
-        _hold(counting, "weights", [*run.model.parameters(), *run.model.buffers()])
+        _hold_weights(run, counting)
         weight_bytes = counting.live
         for name in (FIRST_STEP, SECOND_STEP):
             held_bytes, began = counting.live, len(counting.timeline)
@@ -105,7 +88,7 @@ def _trace(run: Run, unused: set[nn.Parameter]) -> tuple[Recording, set[nn.Param
     recording, places = Recording(), Places(run.blocks)
     counting = Counting(True, recording, places.now)
     with counting.running(), places.following():
-        _hold(counting, "weights", [*run.model.parameters(), *run.model.buffers()])
+        _hold_weights(run, counting)
         _hold(counting, "activations", run.held)
         if run.held_bytes:
             recording.allocate(run.held_bytes, "temporaries", "")
@@ -128,11 +111,16 @@ def _give_gradients(run: Run, unused: set[nn.Parameter]) -> None:
             parameter.grad = torch.empty_like(parameter, dtype=parameter.grad_dtype)
 
 
-def _hold(counting: Counting, cause: str, tensors: Iterable[Tensor]) -> None:
+def _hold_weights(run: Run, counting: Counting) -> None:
+    for name, tensor in chain(run.model.named_parameters(), run.model.named_buffers()):
+        _hold(counting, "weights", [tensor], place_of(name, run.blocks.values()))
+
+
+def _hold(counting: Counting, cause: str, tensors: Iterable[Tensor], place: str = "") -> None:
     held = list(tensors)
     for tensor in held:
         counting.see(tensor, new=True)
-    counting.recorded_as(held, cause)
+    counting.recorded_as(held, cause, place)
 
 
 def _micro_batch(run: Run, counting: Counting, recording: Recording) -> None:
@@ -150,13 +138,16 @@ def _micro_batch(run: Run, counting: Counting, recording: Recording) -> None:
         return out
 
     run.backward(forward())
-    counting.recorded_as((p.grad for p in run.model.parameters() if p.grad is not None), "gradients")
+    for name, parameter in run.model.named_parameters():
+        if parameter.grad is not None:
+            counting.recorded_as([parameter.grad], "gradients", place_of(name, run.blocks.values()))
 
 
 def _update(run: Run, counting: Counting) -> None:
     run.update()
-    states = tree_leaves(list(run.optimizer.state.values()))
-    counting.recorded_as((leaf for leaf in states if isinstance(leaf, Tensor)), "optimizer_state")
+    for name, parameter in run.model.named_parameters():
+        states = tensors_in(run.optimizer.state.get(parameter, {}))
+        counting.recorded_as(states, "optimizer_state", place_of(name, run.blocks.values()))
 
 
 class Places:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bigtrain.planner.devices import Device, device_of_driver
+from bigtrain.planner.devices import Device, device_of_driver, devices
 from bigtrain.planner.devices import device as table_device
 from bigtrain.processor import has_slow_bf16, processor_field
 
@@ -94,6 +95,33 @@ def _capability(driver: ctypes.CDLL, device: ctypes.c_int) -> tuple[int, int]:
 def host_memory_bytes() -> int:
     """Return the memory that a process here may use: the machine's, or its control group's if that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-    groups = [int(text) for limit in limits if limit.is_file() and (text := limit.read_text().strip()).isdigit()]
-    return min([machine, *groups])
+    found = [limit.read_text().strip() for limit in _group_limits(CONTROL_GROUPS, OWN_GROUPS) if limit.is_file()]
+    return min([machine, *(int(text) for text in found if text.isdigit())])
+
+
+CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def _group_limits(root: Path, own: Path) -> Iterator[Path]:
+    """Yield where the limits of this process's control group and of those around it would be: cgroups(7), 2 and 1.
+
+    A scheduler's limit is on a group below the root; inside a container, the root is the container's own group.
+    """
+    lines = own.read_text().splitlines() if own.is_file() else []
+    for hierarchy, controllers, path in (line.split(":", 2) for line in ["0::/", ":memory:/", *lines]):
+        folder, file = root, "memory.max"
+        if hierarchy != "0":
+            if "memory" not in controllers.split(","):
+                continue
+            folder, file = root / "memory", "memory.limit_in_bytes"
+        inside = Path(path.lstrip("/"))
+        yield from (folder / group / file for group in (inside, *inside.parents))
+
+
+def row_of(hardware: Hardware) -> Device:
+    """Return the table's row of a CUDA device, or that of its capability whose memory is nearest."""
+    if hardware.device is not None:
+        return hardware.device
+    rows = [row for row in devices().values() if row.kind == "cuda"]
+    alike = [row for row in rows if row.capability == hardware.capability] or rows
+    return min(alike, key=lambda row: abs(row.memory_bytes - hardware.memory_bytes))

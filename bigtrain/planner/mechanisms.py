@@ -79,6 +79,9 @@ def _state(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
 
 
 def _offload(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
+    if recipe.sharding.offload == "nvme":
+        text = "nvme: is done by DeepSpeed, whose buffers are not predicted in this version; use optimizer or all"
+        yield fault(recipe, "sharding.offload", text)
     if hardware.kind != "cpu":
         return
     why = "the host memory is the device memory there"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import NamedTuple
 
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
-from bigtrain.memory.compose import Composer, Runs, runs_of
+from bigtrain.memory.compose import Composer, Runs, Tapes, runs_of
 from bigtrain.memory.report import MemoryReport
 from bigtrain.models.shape import loss_chunk_tokens
 from bigtrain.planner.candidates import policies
 from bigtrain.planner.choice import Choice
 from bigtrain.planner.hardware import Hardware
-from bigtrain.planner.price import memory_of
+from bigtrain.planner.price import memory_of, workspace_bytes
 from bigtrain.planner.speed import Speed, StepSeconds
 
 
@@ -34,6 +35,7 @@ class Offers:
         self.recipe, self.model, self.hardware, self.world_size = recipe, model, hardware, world_size
         self.speed = Speed(recipe, model, hardware, world_size)
         self._composers: dict[Choice, Composer] = {}
+        self._tapes = Tapes()
         self._bounds: dict[Choice, float] = {}
 
     @property
@@ -89,20 +91,21 @@ class Offers:
         """
         composer = self._composer(setting)
         lightest = None  # how many blocks compute something again in the lightest mix that fits, of those so far
-        for whole, row in enumerate(rows):
-            if self.speed.seconds(chosen(setting, row[0])).total > slowest_seconds:
-                return
-            for part, mix in enumerate(row):
-                if lightest is not None and whole + part >= lightest:
-                    break
-                held = composer.peak_bytes(mix)
-                if held <= limit_bytes:
-                    lightest = whole + part
-                    choice = chosen(setting, mix)
-                    yield Offer(choice, self.speed.seconds(choice).total, held)
-                    break
+        for whole, row in enumerate(rows[: self._quick(setting, rows, slowest_seconds)]):
+            end = len(row) if lightest is None else min(len(row), lightest - whole)
+            part = first_within(limit_bytes, end, row, composer.turn_bytes, composer.peak_bytes)
+            if part is not None:
+                lightest = whole + part
+                choice = chosen(setting, row[part])
+                yield Offer(choice, self.speed.seconds(choice).total, composer.peak_bytes(row[part]))
             if lightest is not None and whole + 1 >= lightest:
                 return
+
+    def _quick(self, setting: Choice, rows: Sequence[Sequence[Runs]], slowest_seconds: float) -> int:
+        """Return how many rows begin with a mix that is no slower: each row computes more again than the one before."""
+        if slowest_seconds == inf:
+            return len(rows)
+        return bisect_right(rows, slowest_seconds, key=lambda row: self.speed.seconds(chosen(setting, row[0])).total)
 
     def floor_bytes(self, setting: Choice, rows: Sequence[Sequence[Runs]]) -> int:
         """Return bytes that the allocated peak of each of these mixes reaches at least: the last keeps the least."""
@@ -116,14 +119,16 @@ class Offers:
     def least_bytes(self, setting: Choice, rows: Sequence[Sequence[Runs]]) -> tuple[int, Choice]:
         """Return the least that a setting can hold, and with which mix."""
         composer = self._composer(setting)
-        pairs = ((composer.peak_bytes(mix), mix) for row in rows for mix in row)
+        pairs = []
+        for row in rows:
+            mix = row[least_place(row, composer.peak_bytes)]
+            pairs.append((composer.peak_bytes(mix), mix))
         held, mix = min(pairs, key=lambda pair: pair[0])
         return held, chosen(setting, mix)
 
     def _composer(self, setting: Choice) -> Composer:
         found = self._composers.get(setting)
         if found is None:
-            device = self.hardware.device
             found = self._composers[setting] = Composer(
                 dataclasses.replace(setting, recompute=("none",)).into(self.recipe),
                 self.model,
@@ -131,9 +136,48 @@ class Offers:
                 slow_bf16=self.hardware.slow_bf16,
                 world_size=self.world_size,
                 threads=self.hardware.threads,
-                workspace_bytes=device.workspace_bytes if device is not None else 0,
+                workspace_bytes=workspace_bytes(self.hardware),
+                tapes=self._tapes,
             )
         return found
+
+
+EDGE = 2
+"""Mixes at each end of a row whose blocks differ in more than number from those between.
+
+Between, one block after another changes its policy, so that each moment's bytes change by as much each time, and the
+peak, the most of them, is convex.
+"""
+
+
+def first_within(limit: int, end: int, row: Sequence[Runs], *held: Callable[[Runs], int]) -> int | None:
+    """Return the first place before `end` of a row where each of these is within a limit, or None.
+
+    Each has to be convex between the edges, so above the line through two of its points: places are passed over.
+    """
+    place = 0
+    while place < end:
+        over = next((size for size in held if size(row[place]) > limit), None)
+        if over is None:
+            return place
+        if EDGE <= place < len(row) - EDGE - 1:
+            now = over(row[place])
+            falling = now - over(row[place + 1])
+            needed = place - (limit - now) // falling if falling > 0 else len(row)
+            place = min(needed, len(row) - EDGE)
+        else:
+            place += 1
+    return None
+
+
+def least_place(row: Sequence[Runs], peak: Callable[[Runs], int]) -> int:
+    """Return the place of a row's least peak."""
+    between = range(EDGE, len(row) - EDGE)
+    edges = [place for place in range(len(row)) if place not in between]
+    if between:
+        rising = bisect_left(between[1:], 0, key=lambda place: peak(row[place]) - peak(row[place - 1]))
+        edges.append(between[rising])
+    return min(sorted(edges), key=lambda place: peak(row[place]))
 
 
 def chosen(setting: Choice, mix: Runs) -> Choice:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bigtrain import units
 from bigtrain.config.dump import to_yaml
 from bigtrain.config.model import ModelConfig
-from bigtrain.config.schema import MemorySection, Recipe
+from bigtrain.config.schema import Recipe
 from bigtrain.config.shape_checks import fault
 from bigtrain.errors import RecipeError
 from bigtrain.memory.predict import model_state
@@ -162,9 +162,7 @@ def plan(
     holds less than training. Raises RecipeError where the recipe asks for what is not there, DoesNotFit where nothing
     that it leaves open fits.
     """
-    open_recipe, model, hardware, ranks = settled(recipe, hardware, world_size)
-    if not bounded:
-        open_recipe = open_recipe.model_copy(update={"memory": UNBOUNDED})
+    open_recipe, model, hardware, ranks = settled(recipe, hardware, world_size, bounded=bounded)
     found = search(open_recipe, model, hardware, ranks)
     flops = shape.flops_per_token(model, recipe.data.sequence_length, labelled_fraction(recipe))
     speed = Speed(open_recipe, model, hardware, ranks)
@@ -199,5 +197,3 @@ def sweep(recipe: Recipe, hardware: Hardware | None = None, *, world_size: int |
 
 SWEEP_POINTS = 12
 """From a forty-fifth of the largest budget to all of it."""
-
-UNBOUNDED = MemorySection.model_construct(budget=2**60)

@@ -9,7 +9,7 @@ from bigtrain.config.schema import Recipe
 from bigtrain.memory.predict import predict
 from bigtrain.memory.report import MemoryReport
 from bigtrain.memory.state import host_bytes
-from bigtrain.planner.hardware import Hardware
+from bigtrain.planner.hardware import Hardware, row_of
 
 PROCESS_BYTES = {"cpu": 448 * 2**20, "cuda": 3 * 2**30}
 """Resident host memory of a launcher, its worker and the reader of data, beside tensors.
@@ -24,7 +24,6 @@ COMMUNICATION_BYTES = 512 * 2**20
 
 def memory_of(recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size: int = 1) -> MemoryReport:
     """Return the memory of one rank at its peak; on a CPU no allocator lies between, and the device is the host."""
-    device = hardware.device
     report = predict(
         recipe,
         model,
@@ -32,7 +31,7 @@ def memory_of(recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size
         slow_bf16=hardware.slow_bf16,
         world_size=world_size,
         threads=hardware.threads,
-        workspace_bytes=device.workspace_bytes if device is not None else 0,
+        workspace_bytes=workspace_bytes(hardware),
     )
     held = host_bytes(recipe, model, world_size)
     return on_device(dataclasses.replace(report, host_bytes_peak=held), hardware, world_size)
@@ -57,8 +56,12 @@ def beside_bytes(hardware: Hardware, world_size: int = 1) -> int:
     """Return what a device holds beside tensors and what the allocator reserves for them."""
     if hardware.kind == "cpu":
         return PROCESS_BYTES["cpu"]
-    context = hardware.device.context_bytes if hardware.device is not None else 0
-    return context + (COMMUNICATION_BYTES if world_size > 1 else 0)
+    return row_of(hardware).context_bytes + (COMMUNICATION_BYTES if world_size > 1 else 0)
+
+
+def workspace_bytes(hardware: Hardware) -> int:
+    """Return what the library of matrix products takes of the allocator, for each thread that calls it."""
+    return row_of(hardware).workspace_bytes if hardware.kind == "cuda" else 0
 
 
 def budget_bytes(hardware: Hardware) -> int:

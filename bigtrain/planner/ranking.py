@@ -21,6 +21,7 @@ from bigtrain.planner.candidates import OFFLOADS, mixes, settings
 from bigtrain.planner.choice import Choice
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.offers import Offer, Offers
+from bigtrain.planner.price import beside_bytes
 
 ALIKE = 0.01
 """Steps that are longer than the fastest by no more than this share of it count as fast: predictions are no sharper."""
@@ -103,7 +104,8 @@ def device_bytes(report: MemoryReport) -> int:
 
 def _confirmed(offers: Offers, space: Sequence[Choice], rows: Sequence[Sequence[Runs]]) -> Best | None:
     """Return the best that fits when a whole step is run, lowering limits as often as it does not."""
-    limits = Limits(offers.budget_bytes, offers.budget_bytes)
+    beside = beside_bytes(offers.hardware, offers.world_size)
+    limits = Limits(offers.budget_bytes, offers.budget_bytes - beside)
     while (best := _best(offers, space, rows, limits)) is not None:
         report = offers.report(best.choice)
         if device_bytes(report) <= limits.budget_bytes:

@@ -9,6 +9,7 @@ from bigtrain.config.schema import Recipe
 from bigtrain.config.shape_checks import fault
 from bigtrain.errors import DoesNotFit
 from bigtrain.memory.compose import runs_of
+from bigtrain.models.shape import loss_chunk_tokens
 from bigtrain.planner.candidates import settings
 from bigtrain.planner.choice import Choice
 from bigtrain.planner.mechanisms import mechanism_faults
@@ -78,14 +79,17 @@ def _shown(size_bytes: int) -> str:
 
 
 def _smallest_budget(offers: Offers, choice: Choice) -> int:
-    """Return a budget in which a choice fits: with a larger one, the loss holds more logits at once."""
-    budget = offers.budget_bytes
+    """Return a budget in which a choice fits: with a larger one, the loss may hold more logits at once."""
+    rows, kind, budget = offers.model.padded_vocab_size, offers.hardware.kind, offers.budget_bytes
     while True:
         recipe = changed(choice.into(offers.recipe), "memory.budget", budget)
         needed = device_bytes(memory_of(recipe, offers.model, offers.hardware, offers.world_size))
         if needed <= budget:
             return budget
-        budget = parse_bytes(rounded_up(needed))
+        larger = parse_bytes(rounded_up(needed))
+        if loss_chunk_tokens(rows, kind, larger) == loss_chunk_tokens(rows, kind, budget):
+            return larger
+        budget = larger
 
 
 def _cheapest_change(offers: Offers) -> str | None:

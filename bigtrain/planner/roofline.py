@@ -39,12 +39,16 @@ class Roofline:
         return work.seconds + calling if self.rates.kind == "cpu" else max(work.seconds, calling)
 
     def product(self, n: int, i: int, o: int, *, operand_bytes: int = FLOAT, result_bytes: int | None = None) -> Work:
-        """Multiply (n, i) by (i, o), into fresh memory."""
+        """Multiply (n, i) by (i, o), into fresh memory.
+
+        On a CPU operands and result come from memory at least once: between two uses of a weight the whole model
+        passes through the cache, which a product that is measured again and again does not show.
+        """
         flops = 2 * n * i * o
         result = n * o * (operand_bytes if result_bytes is None else result_bytes)
         moved = (n * i + i * o) * operand_bytes + result
         if self.rates.kind == "cpu":
-            packing = self.rates.operand_passes * self._move(moved)
+            packing = max(self.rates.operand_passes * self._move(moved), moved / self.rates.memory_bytes_per_second)
             return Work(flops / self.rates.product_flops_per_second + packing + self.fresh(result), 1)
         rate = self.rates.product_flops_per_second * self._occupancy(n, i, o)
         return self._kernel(max(flops / rate, self._move(moved)))

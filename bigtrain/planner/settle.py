@@ -15,14 +15,15 @@ from bigtrain.planner.cluster import placed
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.mechanisms import instead_of_auto
 from bigtrain.planner.price import budget_bytes
+from bigtrain.units import format_bytes
 
 
 def settled(
-    recipe: Recipe, hardware: Hardware | None, world_size: int | None
+    recipe: Recipe, hardware: Hardware | None, world_size: int | None, *, bounded: bool = True
 ) -> tuple[Recipe, ModelConfig, Hardware, int]:
     """Return a recipe in which `auto` stands only where the search chooses, its model, the hardware and the ranks.
 
-    Raises RecipeError where the recipe asks for what is not there.
+    Without `bounded` any budget will do. Raises RecipeError where the recipe asks for what is not there.
     """
     hardware = chosen_hardware(recipe, hardware)
     recipe, ranks = placed(recipe, world_size)
@@ -31,10 +32,22 @@ def settled(
         "model": _shape_keys(recipe, model),
         "train": {"device": hardware.kind, **instead_of_auto(recipe.train, compile=hardware.kind == "cuda")},
         "sharding": instead_of_auto(recipe.sharding, engine="fsdp2"),
-        "memory": {"budget": _budget(recipe, hardware)},
+        "memory": {"budget": _budget(recipe, hardware) if bounded else UNBOUNDED_BYTES},
     }
     sections = {name: getattr(recipe, name).model_copy(update=values) for name, values in keys.items()}
     return recipe.model_copy(update=sections), model, hardware, ranks
+
+
+def named_hardware(recipe: Recipe, name: str) -> Hardware:
+    """Return a device by its name for a recipe that does not name another kind.
+
+    Raises InputError for a name that is not known, RecipeError for a contradiction.
+    """
+    found = hardware_module.of_name(name)
+    if recipe.train.device not in ("auto", found.kind):
+        text = f"{recipe.train.device!r}, but --device {name} is {found.kind}; use auto, or another --device"
+        raise RecipeError(fault(recipe, "train.device", text))
+    return found
 
 
 def labelled_fraction(recipe: Recipe) -> float:
@@ -51,12 +64,28 @@ def _shape_keys(recipe: Recipe, model: ModelConfig) -> dict[str, Any]:
 
 
 def _budget(recipe: Recipe, hardware: Hardware) -> int:
-    if recipe.memory.budget != "auto":
-        return recipe.memory.budget
+    """Return the bytes that one rank may hold on its device; the ranks of a machine share a CPU's memory."""
+    written, ranks = recipe.memory.budget, recipe.cluster.devices_per_node
+    assert ranks != "auto"
     if hardware.memory_bytes <= 0:
+        if written != "auto":
+            return written
         text = f"the memory of {hardware.name} cannot be read; write a size, such as 16GiB"
         raise RecipeError(fault(recipe, "memory.budget", f"auto: {text}"))
-    return budget_bytes(hardware)
+    sharing = ranks if hardware.kind == "cpu" else 1
+    if written == "auto":
+        return budget_bytes(hardware) // sharing
+    if written > hardware.memory_bytes // sharing:
+        there = format_bytes(hardware.memory_bytes // sharing)
+        text = f"{format_bytes(written)} is more than the {there} of {hardware.name}" + (
+            f", which {sharing} ranks share" if sharing > 1 else ""
+        )
+        raise RecipeError(fault(recipe, "memory.budget", f"{text}; use auto, or less", "train.device"))
+    return written
+
+
+UNBOUNDED_BYTES = 2**60
+"""A budget for what is not trained here, and so holds less."""
 
 
 def chosen_hardware(recipe: Recipe, hardware: Hardware | None = None) -> Hardware:

@@ -24,8 +24,8 @@ DROPOUT_CALLS = 2
 CHECKPOINT_CALLS, TAPE_CALLS = 80, 6
 """Calls' worth of Python to run a block again, and for each operation that runs under selective recomputation's tape.
 
-Measured on a CPU as what policies add to a step of six blocks on 8 tokens: 2.3 to 3.9 ms a block for `full`, 5.2 to 6.4
-for `selective`, where a call is 27e-6 s.
+Measured on a CPU as what policies add to a step of six blocks on 8 tokens: 2.3 to 2.9 ms a block for `full`, 4.4 to 6.7
+for `selective` (benchmarks/recompute_cpu.json), where a call is 21e-6 s.
 """
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from bigtrain.errors import InputError
 from bigtrain.memory.picture import page, picture
 from bigtrain.profiling.result import Profile
+
+
+def check_writable(*files: Path | None) -> None:
+    """Raise InputError for a file that could not be written, before anything is measured for it."""
+    for file in files:
+        if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+            what = "is a folder" if file.is_dir() else f"{file.parent} is no folder that can be written"
+            raise InputError(f"command line: {file}: {what}; name another file")
 
 
 def present(profile: Profile, *, as_json: bool = False, html: Path | None = None, png: Path | None = None) -> None:

@@ -10,6 +10,7 @@ import torch
 
 import bigtrain
 from bigtrain.batch import Batch
+from bigtrain.config.unbuilt import check_runnable
 from bigtrain.data.ensure import ensure_prepared
 from bigtrain.data.loader import Loader
 from bigtrain.errors import InputError
@@ -38,6 +39,7 @@ def profile_recipe(plan: Plan, *, steps: int = LEAST_STEPS) -> Profile:
     """
     if steps < LEAST_STEPS:
         raise InputError(f"profile: {steps} steps do not show the peak; take at least {LEAST_STEPS}")
+    check_runnable(plan.recipe)
     with runtime(plan):
         loader = build_loader(plan, ensure_prepared(plan.recipe))
         plan = plan.with_rows(loader.rows)

@@ -23,7 +23,8 @@ ROOT = -1
 class Group:
     """Parameters that are gathered and reduced together, and what exists of them now."""
 
-    shapes: dict[str, Shape] = field(default_factory=dict)
+    elements: dict[str, int] = field(default_factory=dict)
+    """Of each parameter, its rows filled up to a multiple of the shards."""
     gathered: Storage | None = None
     """What the ranks sent, one after another, until it is copied to the parameters."""
     whole: list[Storage] = field(default_factory=list)
@@ -36,18 +37,57 @@ class Group:
     """What was summed over replicas: torch keeps it to the end of the backward pass."""
 
 
-class Alone:
-    """A model that is not sharded, along a step."""
+class Around:
+    """What happens around a step's passes and those of each block, as nodes on a ledger: nothing, unless overridden."""
+
+    _ledger: Ledger
 
     def enter(self, *, last: bool) -> None:
-        """Do nothing."""
+        """Begin the forward pass of a micro-batch, the step's last or another."""
 
     def turn(self, ready: GradientReady) -> GradientReady:
-        """Return what gets gradients: whoever waits for them."""
+        """Go from the forward to the backward pass; returns what gets gradients."""
         return ready
 
     def finish(self) -> None:
-        """Do nothing."""
+        """End the backward pass."""
+
+    def before_forward(self, index: int) -> None:
+        """Have a block's parameters."""
+
+    def after_forward(self, index: int) -> None:
+        """Be done with them for now."""
+
+    def before_backward(self, index: int) -> None:
+        """Have a block's parameters again: the gradient of its output has arrived."""
+
+    def after_backward(self, index: int) -> None:
+        """Be done with them, and have all of the block's gradients."""
+
+    def left(self, index: int) -> list[Storage]:
+        """Return what a micro-batch leaves of a block here."""
+        return []
+
+    def block(self, index: int, run: Callable[[Value], Value], value: Value) -> Value:
+        """Run a block's forward; note on the ledger what happens around its backward."""
+        made, keep = self._ledger.made, self._ledger.keep
+
+        def leave(grad: Storage, kept: list[Storage]) -> Gradients:
+            self.after_backward(index)
+            return Gradients([grad], [])
+
+        def enter(grad: Storage, kept: list[Storage]) -> Gradients:
+            self.before_backward(index)
+            return Gradients([grad], [])
+
+        self.before_forward(index)
+        out = run(made(value.storage, [value], keep([]), leave))
+        self.after_forward(index)
+        return made(out.storage, [out], keep([]), enter)
+
+
+class Alone(Around):
+    """A model that is not sharded, along a step."""
 
     def block(self, index: int, run: Callable[[Value], Value], value: Value) -> Value:
         """Run a block's forward."""
@@ -59,15 +99,17 @@ def sharding_of(ledger: Ledger, layout: Layout, shapes: Mapping[str, Shape], *, 
     return Alone() if layout.alone else Sharding(ledger, layout, shapes, device=device)
 
 
-class Sharding:
+class Sharding(Around):
     """The groups of a model through a step."""
 
     def __init__(self, ledger: Ledger, layout: Layout, shapes: Mapping[str, Shape], *, device: str) -> None:
         self._ledger, self._layout = ledger, layout
         self._copying = device in COPYING
         self._groups: dict[int, Group] = {}
+        self._group_of: dict[str, Group] = {}
         for name, shape in shapes.items():
-            self._group_of(name).shapes[name] = shape
+            group = self._group_of[name] = self._groups.setdefault(_place_of(name), Group())
+            group.elements[name] = padded_elements(shape, layout.shards)
         self._copied: Storage | None = None
         """The all-gather before: freed after the next one is copied, so that both may be under way."""
         self._input: Storage | None = None
@@ -75,11 +117,6 @@ class Sharding:
         self._leaving: list[Storage] = []
         self._last = True
         self._ready: GradientReady | None = None
-
-    def _group_of(self, name: str) -> Group:
-        first, _, rest = name.partition(".")
-        place = int(rest.partition(".")[0]) if first == "blocks" else ROOT
-        return self._groups.setdefault(place, Group())
 
     def enter(self, *, last: bool) -> None:
         """Begin the forward pass of a micro-batch."""
@@ -92,49 +129,27 @@ class Sharding:
         `ready` gets this rank's part of it when it is complete, that of a group in one storage.
         """
         self._ready, self._copied = ready, None
-        self._before_backward(ROOT)
+        self.before_backward(ROOT)
         return self._gradient
 
     def finish(self) -> None:
         """End the backward pass: reduce what is outside of the blocks."""
-        self._after_backward(self._groups[ROOT])
+        self.after_backward(ROOT)
         self._ready = self._input = None
         self._leaving.clear()
         for group in self._groups.values():
             group.reduced = None
 
-    def block(self, index: int, run: Callable[[Value], Value], value: Value) -> Value:
-        """Run a block's forward; note on the ledger what happens around its backward."""
-        group, made, keep = self._groups[index], self._ledger.made, self._ledger.keep
+    def before_forward(self, index: int) -> None:
+        """Gather a block, unless it is there."""
+        self._before_forward(self._groups[index])
 
-        def leave(grad: Storage, kept: list[Storage]) -> Gradients:
-            self._after_backward(group)
-            return Gradients([grad], [])
-
-        def enter(grad: Storage, kept: list[Storage]) -> Gradients:
-            self._before_backward(index)
-            return Gradients([grad], [])
-
-        self._before_forward(group)
-        out = run(made(value.storage, [value], keep([]), leave))
+    def after_forward(self, index: int) -> None:
+        """Let go of a block where it is gathered again for the backward pass."""
         if self._layout.resharding:
-            group.whole.clear()
-        return made(out.storage, [out], keep([]), enter)
+            self._groups[index].whole.clear()
 
-    def _gradient(self, name: str, storage: Storage) -> None:
-        """Take a whole gradient, as autograd hands it over, or add it in place to the one that is there."""
-        self._group_of(name).gradients.setdefault(name, storage)
-
-    def _before_forward(self, group: Group) -> None:
-        if not group.whole:
-            self._gather(group)
-            before, self._copied = self._copied, None
-            self._copy_out(group)
-            self._copied = group.gathered if self._layout.shards > 1 else None
-            group.gathered = None
-            del before
-
-    def _before_backward(self, index: int) -> None:
+    def before_backward(self, index: int) -> None:
         """Copy a block's parameters out and gather those of the one that comes next."""
         group = self._groups[index]
         if not group.whole:
@@ -145,11 +160,34 @@ class Sharding:
         if index != 0 and following is not None and not following.whole:
             self._gather(following)
 
+    def after_backward(self, index: int) -> None:
+        """Reduce a block's gradients."""
+        self._after_backward(self._groups[index])
+
+    def left(self, index: int) -> list[Storage]:
+        """Return what waits for the next micro-batch: gathered parameters, gradients or this rank's part of sums."""
+        group = self._groups[index]
+        partial = [group.partial] if group.partial is not None else []
+        return [*group.whole, *group.gradients.values(), *group.sums.values(), *partial]
+
+    def _gradient(self, name: str, storage: Storage) -> None:
+        """Take a whole gradient, as autograd hands it over, or add it in place to the one that is there."""
+        self._group_of[name].gradients.setdefault(name, storage)
+
+    def _before_forward(self, group: Group) -> None:
+        if not group.whole:
+            self._gather(group)
+            before, self._copied = self._copied, None
+            self._copy_out(group)
+            self._copied = group.gathered if self._layout.shards > 1 else None
+            group.gathered = None
+            del before
+
     def _gather(self, group: Group) -> None:
         layout, hold = self._layout, self._ledger.hold
         if (layout.shards == 1 and not layout.streaming) or group.gathered is not None:
             return
-        size = sum(padded_elements(shape, layout.shards) for shape in group.shapes.values()) * layout.number_bytes
+        size = sum(group.elements.values()) * layout.number_bytes
         apart = layout.shards > 1 and (layout.converting or layout.streaming)
         part = hold(size // layout.shards, "communication") if apart else None
         group.gathered = hold(size, "communication")
@@ -163,8 +201,8 @@ class Sharding:
         if group.gathered is not None and layout.shards == 1:
             group.whole.append(group.gathered)  # as the host sent it
             return
-        for shape in group.shapes.values():
-            size = padded_elements(shape, layout.shards) * layout.number_bytes
+        for elements in group.elements.values():
+            size = elements * layout.number_bytes
             if layout.shards == 1 and layout.converting:
                 part = self._ledger.hold(size, "communication")
             group.whole.append(self._ledger.hold(size, "communication"))
@@ -206,7 +244,7 @@ class Sharding:
     def _reduce(self, group: Group) -> None:
         """Hold what goes into a reduce-scatter and what comes out, and hand that over."""
         layout, hold, replicated = self._layout, self._ledger.hold, len(self._layout.mesh) == 2
-        elements = sum(padded_elements(shape, layout.shards) for shape in group.shapes.values())
+        elements = sum(group.elements.values())
         size = elements * layout.reduce_bytes
         self._input = hold(size, "communication")
         group.gradients.clear()
@@ -226,5 +264,10 @@ class Sharding:
 
     def _hand_over(self, group: Group, storage: Storage) -> None:
         assert self._ready is not None
-        for name in group.shapes:
+        for name in group.elements:
             self._ready(name, storage)
+
+
+def _place_of(name: str) -> int:
+    first, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) if first == "blocks" else ROOT

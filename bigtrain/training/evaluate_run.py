@@ -59,13 +59,13 @@ def _planned(folder: Path, overrides: Sequence[str]) -> tuple[Plan, Corpus]:
     own_tokenizer = f"data.tokenizer={json.dumps(str(folder / TOKENIZER))}"
     if any(override.startswith("data.") for override in overrides):
         changes.append(own_tokenizer)
-    planned = plan(load_recipe(folder / PLAN, changes))
+    planned = plan(load_recipe(folder / PLAN, changes), bounded=False)
     useless = [override for override in overrides if not override.startswith(CHANGEABLE)]
     if useless:
         key = useless[0].partition("=")[0]
         raise InputError(Fault("command line", key, "changes nothing in an evaluation; leave it out"))
     corpus = ensure_prepared(planned.recipe)
     if corpus.tokenizer_file.read_bytes() != (folder / TOKENIZER).read_bytes():
-        planned = plan(load_recipe(folder / PLAN, [*changes, own_tokenizer]))
+        planned = plan(load_recipe(folder / PLAN, [*changes, own_tokenizer]), bounded=False)
         corpus = ensure_prepared(planned.recipe)
     return planned, corpus

@@ -33,7 +33,7 @@ class TrainedModel:
 def load_trained(path: Path) -> TrainedModel:
     """Return the model of a run or checkpoint, on the CPU. Raises CheckpointError if there is none."""
     folder = find_checkpoint(path)
-    made_by = plan(without_mechanisms(stored_recipe(folder)), cpu())
+    made_by = plan(without_mechanisms(stored_recipe(folder)), cpu(), bounded=False)
     model: nn.Module = build_plan_model(made_by)
     load_weights(model, folder)
     tokenizer = open_tokenizer(folder / TOKENIZER)

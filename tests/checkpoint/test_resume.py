@@ -119,9 +119,16 @@ def test_what_a_run_chose_is_chosen_again(tmp_path: Path) -> None:
     assert found.memory.budget == 4 * 2**30
 
 
-def test_what_is_written_now_stays(tmp_path: Path) -> None:
-    found = as_chosen_before(opened("train.micro_batch_size=4", "optimizer.state=fp32"), run_of(tmp_path), LARGE)
-    assert (found.train.micro_batch_size, found.recompute.policy, found.optimizer.state) == (4, "full", "fp32")
+@pytest.mark.parametrize(
+    "now", ["train.micro_batch_size=4", "optimizer.state=fp32", "memory.budget=1GiB", "train.global_batch_size=4"]
+)
+def test_where_something_else_is_written_now_everything_is_chosen_anew(tmp_path: Path, now: str) -> None:
+    assert as_chosen_before(opened(now), run_of(tmp_path), LARGE) == opened(now)
+
+
+def test_what_is_written_as_it_was_changes_nothing(tmp_path: Path) -> None:
+    found = as_chosen_before(opened("train.micro_batch_size=2"), run_of(tmp_path), LARGE)
+    assert (found.train.micro_batch_size, found.recompute.policy) == (2, "full")
 
 
 def test_without_a_run_everything_stays_open(tmp_path: Path) -> None:

@@ -112,6 +112,18 @@ def test_the_causes_sum_to_the_peak(drawn: list[tuple[int, int, int]]) -> None:
     assert tuple(held) == CAUSES
 
 
+def test_causes_since_a_mark_are_of_the_peak_after_it() -> None:
+    recording = Recording()
+    kept = recording.allocate(10, "weights", "")
+    recording.release(recording.allocate(50, "temporaries", ""))
+    recording.mark("second")
+    recording.release(recording.allocate(20, "activations", ""))
+    recording.release(kept)
+    whole, later = causes_at_peak(recording), causes_at_peak(recording, "second")
+    assert (whole["temporaries"], whole["activations"]) == (50, 0)
+    assert (later["weights"], later["activations"], later["temporaries"]) == (10, 20, 0)
+
+
 def test_a_recording_is_cut_after_the_step_with_the_peak() -> None:
     recording = Recording()
     for step, size in enumerate((10, 30, 20)):

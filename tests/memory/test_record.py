@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bigtrain.ledger import Ledger
 from bigtrain.memory.allocator import replay
-from bigtrain.memory.record import END, Recording, thinned
+from bigtrain.memory.record import END, Events, Recording, thinned
 from bigtrain.memory.report import CAUSES
 
 
@@ -43,6 +43,19 @@ def test_events_are_what_the_replay_reads() -> None:
     assert recording.causes == ["weights", "activations", "activations", "temporaries", "temporaries"]
     assert recording.places == ["", "blocks.0", "blocks.1", "blocks.0", "blocks.0"]
     assert recording.phases == ["", "forward", "forward", "backward", "backward"]
+
+
+def test_events_alone_are_those_of_a_recording() -> None:
+    recording, events = Recording(), Events()
+    for recorder in (recording, events):
+        for size in (10, 30):
+            recorder.allocate(size, "weights", "blocks.0")
+        recorder.mark("middle")
+        recorder.release(0)
+        assert recorder.allocate(5, "activations", "") == 2
+    assert events.events == recording.events == [10, 30, ~0, 5]
+    assert events.marks == recording.marks == {"middle": 2}
+    assert events.allocations == len(recording.sizes) == 3
 
 
 def test_the_ledger_counts_the_same_with_and_without_a_recorder() -> None:

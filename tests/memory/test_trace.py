@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from bigtrain import amp, recompute
 from bigtrain.config.model import NORM_EPS, ModelConfig
 from bigtrain.errors import InputError
 from bigtrain.memory.measure import measure
-from bigtrain.memory.trace import as_fake, fake_like, fakes, trace
+from bigtrain.memory.trace import REAL_ELEMENTS, as_fake, fake_like, fakes, trace
 from bigtrain.models.build import build_model
 from bigtrain.optim.release import release
 
@@ -287,6 +288,30 @@ def test_real_numbers_can_be_read() -> None:
     seen: list[int] = []
     trace(lambda: seen.extend(lengths.diff().tolist()))
     assert seen == [2, 3]
+
+
+def test_positions_can_be_read() -> None:
+    seen: list[object] = []
+
+    def run() -> Tensor:
+        positions = torch.arange(4) + 1
+        seen.append((positions.tolist(), bool((positions.diff() == 1).all()), isinstance(positions, FakeTensor)))
+        return fake_like(torch.empty(4)) * positions
+
+    assert trace(run).peak_bytes >= 4 * 8
+    assert seen == [([1, 2, 3, 4], True, False)]
+
+
+def test_nothing_large_is_computed_for_real() -> None:
+    seen: list[bool] = []
+    row = torch.arange(REAL_ELEMENTS // 1024)
+
+    def run() -> None:
+        for other in (1024, 2048):
+            seen.append(isinstance(row[None] >= torch.arange(other)[:, None], FakeTensor))
+
+    trace(run)
+    assert seen == [False, True]
 
 
 def test_the_random_states_function_is_put_back() -> None:

@@ -14,7 +14,7 @@ from bigtrain.batch import unpad
 from bigtrain.config.model import NORM_EPS, ModelConfig
 from bigtrain.errors import InputError
 from bigtrain.memory.trace import as_fake, fake_like, trace
-from bigtrain.memory.trace_model import trace_model
+from bigtrain.memory.trace_model import REAL, trace_model
 from bigtrain.models.build import build_model
 
 WORDS, WIDTH, LENGTH, LAYERS = 96, 32, 12, 3
@@ -67,7 +67,7 @@ def padded(count: int) -> dict[str, Tensor]:
 def whole(model: nn.Module, batch: dict[str, Any], policies: str | list[str], *, accumulated: bool = False) -> int:
     fake = as_fake(model)
     recompute.apply(max((m for m in fake.modules() if isinstance(m, nn.ModuleList)), key=len), policies)
-    given = {k: fake_like(v) if isinstance(v, Tensor) and k != "cu_seqlens" else v for k, v in batch.items()}
+    given = {k: fake_like(v) if isinstance(v, Tensor) and k not in REAL else v for k, v in batch.items()}
 
     def run() -> None:
         out = fake(**given)

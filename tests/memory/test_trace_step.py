@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigtrain import recompute
+from bigtrain.memory.attribute import causes_at_peak
 from bigtrain.memory.measure import measure
 from bigtrain.memory.predict import FIRST_STEP, SECOND_STEP
+from bigtrain.memory.record import Recording
 from bigtrain.memory.trace import as_fake, fake_like, fakes
-from bigtrain.memory.trace_step import Run, peak_by_cause, trace_step, trace_update
+from bigtrain.memory.trace_step import Run, trace_step, trace_update
 
 ROWS, WIDTH, BLOCKS = 64, 32, 3
 SLACK_BYTES = 512
@@ -74,6 +76,10 @@ def fake_run(model: nn.Module, factory: Factory, policy: str = "none", **options
     return run_of(fake, optimizer, fake_like(torch.empty(ROWS, WIDTH)), **options)
 
 
+def peak_of(recording: Recording) -> dict[str, int]:
+    return causes_at_peak(recording, SECOND_STEP)
+
+
 def measured_bytes(model: nn.Module, factory: Factory, policy: str, *, accumulated: bool) -> int:
     recompute.apply(model.blocks, policy)
     run = run_of(model, factory(model.parameters()), torch.randn(ROWS, WIDTH), accumulated=accumulated)
@@ -93,14 +99,14 @@ def measured_bytes(model: nn.Module, factory: Factory, policy: str, *, accumulat
 @pytest.mark.parametrize(("policy", "accumulated"), [("none", False), ("selective", True), ("full", False)])
 def test_the_peak_is_that_of_a_real_step(factory: Factory, policy: str, accumulated: bool) -> None:
     model = Net()
-    traced = sum(peak_by_cause(trace_step(fake_run(model, factory, policy, accumulated=accumulated))).values())
+    traced = sum(peak_of(trace_step(fake_run(model, factory, policy, accumulated=accumulated))).values())
     assert traced == pytest.approx(measured_bytes(model, factory, policy, accumulated=accumulated), abs=SLACK_BYTES)
 
 
 def test_causes_are_what_they_are_called() -> None:
     model = Net()
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    causes = peak_by_cause(trace_step(fake_run(model, ADAMW[0], accumulated=True)))
+    causes = peak_of(trace_step(fake_run(model, ADAMW[0], accumulated=True)))
     assert causes["weights"] == causes["gradients"] == weights
     assert causes["optimizer_state"] == pytest.approx(2 * weights, abs=SLACK_BYTES)
     kept = BLOCKS * ROWS * (WIDTH + 2 * 4 * WIDTH) * 4
@@ -113,6 +119,10 @@ def test_a_recording_tells_which_block_holds_what_and_when() -> None:
     places = recording.places_at_peak(SECOND_STEP)
     assert {f"blocks.{place}" for place in range(BLOCKS)} <= places.keys()
     assert places["blocks.0"] == pytest.approx(places["blocks.1"], rel=0.1)
+    state = 3 * sum(parameter.nbytes for parameter in Block().parameters())  # weights and two moments
+    assert all(places[f"blocks.{place}"] > state for place in range(BLOCKS))
+    kept = {place for place, cause in zip(recording.places, recording.causes, strict=True) if cause == "gradients"}
+    assert kept == {f"blocks.{place}" for place in range(BLOCKS)}
     assert set(recording.phases) >= {"forward", "backward", "update"}
     assert recording.marks[FIRST_STEP] < recording.marks[SECOND_STEP] < len(recording.events)
 
@@ -132,7 +142,7 @@ def test_parameters_without_a_gradient_have_no_state() -> None:
     model = Net(idle=True)
     assert model.idle is not None
     trained = sum(parameter.nbytes for parameter in model.blocks.parameters())
-    causes = peak_by_cause(trace_step(fake_run(model, ADAMW[0])))
+    causes = peak_of(trace_step(fake_run(model, ADAMW[0])))
     assert causes["optimizer_state"] == pytest.approx(2 * trained, abs=SLACK_BYTES)
 
 
@@ -152,5 +162,5 @@ def test_what_is_held_besides_counts_all_along() -> None:
     more = fake_run(Net(), ADAMW[0])
     held = fake_like(torch.empty(1000))
     more = Run(**{**vars(more), "held": (held,), "held_bytes": 96})
-    peaks = [sum(peak_by_cause(trace_step(run)).values()) for run in (plain, more)]
+    peaks = [sum(peak_of(trace_step(run)).values()) for run in (plain, more)]
     assert peaks[1] - peaks[0] == held.nbytes + 96

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,3 +98,34 @@ def test_a_name_that_is_not_there_gets_the_nearest() -> None:
         hardware.of_name("h10")
     with pytest.raises(InputError, match="did you mean 'rtx4090'"):
         hardware.of_name("rtx409o")
+
+
+def test_a_device_that_is_not_in_the_table_has_a_nearest_row() -> None:
+    slice_of_h100 = hardware.Hardware("cuda", "NVIDIA H100 MIG 3g.40gb", 1, 40 * 2**30, capability=(9, 0))
+    assert hardware.row_of(slice_of_h100).capability == (9, 0)
+    assert hardware.row_of(hardware.of_name("t4")) is hardware.of_name("t4").device
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "expected"),
+    [
+        ("0::/\n", {"memory.max": "1000"}, 1000),
+        ("0::/system.slice/slurmstepd.scope/job_7\n", {"system.slice/slurmstepd.scope/memory.max": "2000"}, 2000),
+        ("0::/a/b\n", {"a/memory.max": "3000", "a/b/memory.max": "max"}, 3000),
+        ("5:cpu,memory:/docker/x\n", {"memory/docker/x/memory.limit_in_bytes": "4000"}, 4000),
+        ("", {"memory.max": "5000"}, 5000),
+        ("0::/a\n", {}, None),
+    ],
+)
+def test_a_control_groups_limit_counts(
+    own: str, limits: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cgroup").write_text(own)
+    for name, text in limits.items():
+        file = tmp_path / "fs" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    monkeypatch.setattr(hardware, "CONTROL_GROUPS", tmp_path / "fs")
+    monkeypatch.setattr(hardware, "OWN_GROUPS", tmp_path / "cgroup")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert hardware.host_memory_bytes() == (expected or machine)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bigtrain.config.load import load_recipe
 from bigtrain.memory.predict import predict
 from bigtrain.planner.candidates import mixes, settings
 from bigtrain.planner.hardware import Hardware, of_name
-from bigtrain.planner.offers import Offers, changed, chosen
+from bigtrain.planner.offers import EDGE, Offers, changed, chosen, first_within, least_place
 from bigtrain.planner.settle import settled
 
 DEEP = (
@@ -54,6 +56,42 @@ def test_fitting_has_the_fastest_mix_that_fits(offers: Offers) -> None:
         assert list(offers.fitting(setting, rows, sizes[0] - 1)) == []
         quick = offers.fitting(setting, rows, limit, best)  # too slow ones may be left out
         assert min(offer.seconds for offer in quick) == pytest.approx(best)
+
+
+def test_a_deep_model_has_the_mix_that_a_scan_of_its_rows_finds() -> None:
+    offers = Offers(*opened("model.num_hidden_layers=12", "train.micro_batch_size=4"))
+    (setting, *_), rows = settings(offers.recipe, offers.hardware, 1), mixes(offers.recipe, 12, offers.hardware)
+    peaks = [[offers.allocated_bytes(setting, mix) for mix in row] for row in rows]
+    for limit in sorted({peak for row in peaks for peak in row})[::7]:
+        found, lightest = [], 13
+        for whole, row in enumerate(peaks):
+            part = next((part for part, peak in enumerate(row) if peak <= limit), None)
+            if part is not None and whole + part < lightest:
+                lightest = whole + part
+                found.append(chosen(setting, rows[whole][part]))
+        assert [offer.choice for offer in offers.fitting(setting, rows, limit)] == found
+
+
+@st.composite
+def convex_rows(draw: st.DrawFn) -> list[int]:
+    """Return numbers that are convex but for those at the edges, which are no higher."""
+    length = draw(st.integers(1, 30))
+    lines = draw(st.lists(st.tuples(st.integers(-9, 5), st.integers(-50, 50)), min_size=1, max_size=4))
+    row = [max(slope * place + height for slope, height in lines) for place in range(length)]
+    for place in {*range(EDGE), *range(length - EDGE, length)} & set(range(length)):
+        row[place] -= draw(st.integers(0, 60))
+    return row
+
+
+@given(convex_rows(), st.integers(-120, 200), st.integers(0, 30), st.integers(0, 9))
+def test_passing_places_over_changes_nothing(row: list[int], limit: int, end: int, below: int) -> None:
+    mixes_of_row: list[Any] = list(range(len(row)))
+    end = min(end, len(row))
+    want = next((place for place in range(end) if row[place] <= limit), None)
+    assert first_within(limit, end, mixes_of_row, lambda place: row[place]) == want  # type: ignore[call-overload]
+    bounds = [lambda place: row[place] - below, lambda place: row[place]]
+    assert first_within(limit, end, mixes_of_row, *bounds) == want
+    assert row[least_place(mixes_of_row, lambda place: row[place])] == min(row)  # type: ignore[call-overload]
 
 
 def test_bounds_are_below_all(offers: Offers) -> None:

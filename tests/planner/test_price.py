@@ -66,10 +66,10 @@ def test_more_than_one_rank_communicates() -> None:
     assert together.device_bytes_peak >= alone.device_bytes_peak + COMMUNICATION_BYTES
 
 
-def test_a_device_that_the_table_lacks_has_no_context_to_add() -> None:
-    unknown = dataclasses.replace(of_name("h100"), device=None)
-    report, _, _ = priced(unknown)
-    assert report.device_bytes_peak == report.reserved_bytes_peak
+def test_a_device_that_the_table_lacks_is_priced_as_the_nearest() -> None:
+    h100 = of_name("h100")
+    unknown = dataclasses.replace(h100, name="a slice", device=None)
+    assert priced(unknown)[0] == priced(h100)[0]
 
 
 def test_the_budget_of_a_device() -> None:

@@ -120,6 +120,15 @@ def whole(report: MemoryReport) -> int:
     return report.device_bytes_peak
 
 
+def test_what_lies_beside_the_allocator_is_out_of_reach_from_the_start() -> None:
+    offers = Offers(*opened(hardware=of_name("t4")))
+    best = fastest(offers)
+    assert best is not None
+    beside = whole(best.memory) - (best.memory.reserved_bytes_peak or 0)
+    assert best.limits.common == offers.budget_bytes - beside < offers.budget_bytes
+    assert best.limits.lessons == 0
+
+
 def test_limits_learn_what_lies_beside_the_allocator_for_all_and_what_it_adds_for_one() -> None:
     offers = Offers(*opened(hardware=of_name("t4")))
     one, other = settings(offers.recipe, offers.hardware, 1)[:2]

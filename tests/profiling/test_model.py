@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,11 +69,24 @@ def test_predicted_is_measured(policy: str, micro_batch_size: int, foreach: bool
 def test_blocks_hold_what_is_predicted() -> None:
     found = profile_model(Net(), sample(), optimizer=partial(torch.optim.AdamW, fused=True), device="cpu")
     for block in found.blocks():
-        if block["name"].startswith("blocks."):
-            # Weights and states are of their blocks where they are measured, and of none where they are traced.
-            assert block["measured_bytes"] >= block["predicted_bytes"] > 0
+        assert block["measured_bytes"] == pytest.approx(block["predicted_bytes"], rel=TOLERANCE, abs=512) != 0
     changes = {change["change"]: change["bytes"] for change in found.changes}
     assert changes and all(size < 0 for size in changes.values())
+
+
+GRID: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "bench_plan_model.py"))
+QUICK = {
+    ("nn.TransformerEncoder", "selective", 2, "fused"),
+    ("transformers Llama", "none", 1, "fused"),
+    ("transformers BERT", "full", 2, "foreach"),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in GRID["cases"]()], ids=str
+)
+def test_models_of_all_kinds_hold_what_is_predicted(case: Any) -> None:
+    assert abs(GRID["run"](case)["relative_error"]) < TOLERANCE
 
 
 @pytest.mark.parametrize(

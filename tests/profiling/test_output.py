@@ -11,7 +11,7 @@ import pytest
 from bigtrain.errors import InputError
 from bigtrain.memory.record import Recording
 from bigtrain.memory.report import MemoryReport
-from bigtrain.profiling.output import present
+from bigtrain.profiling.output import check_writable, present
 from bigtrain.profiling.result import Predicted, Profile
 from bigtrain.profiling.steps import Measured
 
@@ -59,3 +59,11 @@ def test_a_file_that_cannot_be_written(
     with pytest.raises(InputError, match="p: No such file or directory; name another file"):
         present(profile, **{kind: tmp_path / "absent" / "p"})
     assert "tiny on a CPU" in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_written_are_told_before_anything_is_measured(tmp_path: Path) -> None:
+    check_writable(None, tmp_path / "new.html", None)
+    with pytest.raises(InputError, match=r"command line: .*x.html: .*gone is no folder that can be"):
+        check_writable(None, tmp_path / "gone" / "x.html")
+    with pytest.raises(InputError, match=r"is a folder; name another file"):
+        check_writable(tmp_path)

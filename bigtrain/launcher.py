@@ -27,7 +27,7 @@ MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 """glibc's name (mallopt(3)) for the size from which memory is mapped alone; once set, it no longer grows by itself."""
 
 TRIM_THRESHOLD = "MALLOC_TRIM_THRESHOLD_"
-"""Its name for the bytes at the end of the heap from which it is given back, which a fixed threshold above fixes too."""
+"""Its name for the bytes at the heap's end from which they are given back; a fixed threshold above fixes it too."""
 
 ALLOCATOR = "PYTORCH_ALLOC_CONF"
 """torch's settings of its caching allocator; the plan's prediction goes by these."""
@@ -82,9 +82,9 @@ def worker_environment(kind: str) -> dict[str, str]:
     """Return the environment of a training process.
 
     On the CPU, tensors of a mebibyte or more are mapped and unmapped one by one: in glibc's heap those of different
-    lifetimes leave holes between them, for BERT-Large 0.5 GiB of the resident memory. What is smaller stays in the heap,
-    which is not given back after each micro-batch: small models step up to a tenth faster. On CUDA the allocator's
-    segments grow, so that they need not be of the right sizes. A value of the user's own stays.
+    lifetimes leave holes between them, for BERT-Large 0.5 GiB of the resident memory. What is smaller stays in the
+    heap, which is not given back after each micro-batch: small models step up to a tenth faster. On CUDA the
+    allocator's segments grow, so that they need not be of the right sizes. A value of the user's own stays.
     """
     return {**_allocator_settings(kind), **child_environment()}
 

@@ -149,6 +149,8 @@ def check_sample(sample: Any) -> Batch:
     rows = {name: len(value) for name, value in sample.items() if isinstance(value, Tensor) and value.dim()}
     if not rows:
         raise InputError("sample: holds no tensor with rows; give a mapping of names to tensors, batch first")
+    if not all(rows.values()):
+        raise InputError("sample: its tensors have no rows; give one at least")
     if len(set(rows.values())) > 1 and not batches.is_packed(sample):
         told = ", ".join(f"{name} {count}" for name, count in rows.items())
         raise InputError(f"sample: its tensors have different numbers of rows ({told}); give as many of each")

@@ -42,7 +42,7 @@ from bigtrain.planner.price import budget_bytes
 from bigtrain.planner.rates import Rates, rates_of
 from bigtrain.planner.roofline import Roofline
 from bigtrain.planner.speed import StepSeconds
-from bigtrain.recompute.policy import check_device, resolve
+from bigtrain.recompute.policy import resolve
 from bigtrain.sharding.cost import collectives
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -87,11 +87,13 @@ def plan_model(
     Raises InputError for a model that cannot be traced, naming module and operation; DoesNotFit.
     """
     hardware = _hardware(device)
+    _check_asked(model, sample, real)
     subject = Subject(model, check_sample(sample), factory_of(optimizer), forward, blocks, (*REAL, *real))
     _check_precision(precision, hardware)
     _check_rows(global_batch_size, world_size, micro_batch_size)
     policies = None if recompute is None else tuple(resolve(recompute, len(subject.block_names)))
-    check_device(policies or (), "cpu")
+    if "offload" in (policies or ()):
+        raise InputError("recompute: 'offload' cannot be traced for a model of your own; use full")
     budget = _budget(memory_budget, hardware)
     name, rate = subject.optimizer_name_and_rate()
     recipe = module_recipe(
@@ -110,6 +112,15 @@ def plan_model(
     return planning.plan(found.choice, found)
 
 
+def _check_asked(model: nn.Module, sample: Batch, real: Sequence[str]) -> None:
+    """Raise InputError where there is nothing to train, and for names that the sample does not have."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"{type(model).__name__} has no parameter to train; unfreeze some")
+    missing = [name for name in real if name not in sample]
+    if missing:
+        raise InputError(f"real: {missing[0]!r} is not in the sample{did_you_mean(missing[0], list(sample))}")
+
+
 def _check_precision(precision: str, hardware: Hardware) -> None:
     if precision not in PRECISIONS:
         raise InputError(
@@ -120,6 +131,8 @@ def _check_precision(precision: str, hardware: Hardware) -> None:
 
 
 def _check_rows(global_batch_size: int, world_size: int, micro_batch_size: int | None) -> None:
+    if not isinstance(global_batch_size, int):
+        raise InputError(f"global_batch_size: {global_batch_size!r} is no whole number of rows")
     if global_batch_size < 1 or world_size < 1 or global_batch_size % world_size:
         raise InputError(f"global_batch_size: {global_batch_size} rows do not divide into {world_size} ranks")
     rows = global_batch_size // world_size
@@ -131,6 +144,8 @@ def _check_rows(global_batch_size: int, world_size: int, micro_batch_size: int |
 
 
 def _budget(written: str, hardware: Hardware) -> int:
+    if not isinstance(written, str):
+        raise InputError(f"memory_budget: {written!r} is no size; write a text such as '16GiB'")
     if written != "auto":
         try:
             return units.parse_bytes(written)

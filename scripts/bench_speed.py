@@ -259,7 +259,7 @@ def _keep(name: str, case: dict[str, Any]) -> None:
     """Add a case to the file, which is whole at any time."""
     result = _read()
     result.setdefault("cases", {})[name] = case
-    sides = {"fitted": FITTED, "held out": HELD_OUT}
+    sides: dict[str, list[str]] = {"fitted": [*FITTED], "held out": [*HELD_OUT]}
     parts = {
         side: {key: result["cases"][key] for key in names if key in result["cases"]} for side, names in sides.items()
     }

@@ -21,6 +21,9 @@ GOLDEN = Path(__file__).parent.parent / "tests" / "planner" / "golden"
 DEVICES = {"t4": 1, "rtx4090": 1, "a100-80gb": 1, "h100": 8, "cpu-laptop": 1}
 """Devices of the table, since the rates of those are the same everywhere, with how many ranks."""
 
+OVERRIDES = {"t4": ["amp.precision=fp16"]}
+"""What a device needs that has no bf16."""
+
 
 def cases() -> dict[str, tuple[str, str]]:
     """Return a recipe and a device for each file name."""
@@ -30,9 +33,18 @@ def cases() -> dict[str, tuple[str, str]]:
 def golden_text(name: str, device: str) -> str:
     """Return what `bigtrain plan` prints, and the exact bytes; for a recipe that does not fit, why."""
     ranks = DEVICES[device]
-    lines = [f"$ bigtrain plan {name} --device {device}" + (f" --world-size {ranks}" if ranks > 1 else "")]
+    changes = OVERRIDES.get(device, [])
+    words = [
+        "$ bigtrain plan",
+        name,
+        *changes,
+        "--device",
+        device,
+        *(["--world-size", str(ranks)] if ranks > 1 else []),
+    ]
+    lines = [" ".join(words)]
     try:
-        planned = plan(load_recipe(name), of_name(device), world_size=ranks)
+        planned = plan(load_recipe(name, changes), of_name(device), world_size=ranks)
     except BigtrainError as error:
         folder = str(recipe_path(name).parent)
         lines += [f"error: {line.replace(folder, 'recipes')}" for line in str(error).splitlines()]

@@ -37,6 +37,7 @@ LEAN = (
     "memory/profiled.py",
     "memory/record.py",
     "memory/report.py",
+    "memory/tape.py",
     "models/*_cost.py",
     "models/shape.py",
     "optim/kernels.py",

@@ -215,3 +215,18 @@ def test_a_loss_outside_of_the_model() -> None:
         model, sample, global_batch_size=4, device="cpu", forward=forward, blocks=[model[1]], micro_batch_size=4
     )
     assert plan.choice == plan.choice.__class__(4, 1, ("none",))
+
+
+def test_what_makes_no_sense_is_refused_at_once() -> None:
+    sample = {"x": torch.zeros(2, 4)}
+    frozen = nn.Linear(4, 4).requires_grad_(False)
+    with pytest.raises(InputError, match="Linear has no parameter to train; unfreeze some"):
+        bigtrain.plan_model(frozen, sample, global_batch_size=2)
+    for wrong, words in (
+        ({"real": ["nothere"]}, "real: 'nothere' is not in the sample"),
+        ({"memory_budget": 2**30}, "memory_budget: 1073741824 is no size; write a text such as '16GiB'"),
+        ({"global_batch_size": 2.5}, "global_batch_size: 2.5 is no whole number of rows"),
+    ):
+        asked: Any = {"global_batch_size": 2, **wrong}
+        with pytest.raises(InputError, match=words):
+            bigtrain.plan_model(nn.Sequential(nn.ModuleList([nn.Linear(4, 4)])), sample, **asked)

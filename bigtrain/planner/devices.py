@@ -125,4 +125,4 @@ def _unknown(name: str, same: list[str]) -> str:
         entries = ", ".join(f"{known} ({format_bytes(devices()[known].memory_bytes)})" for known in several)
         return f"{name!r} is not one device of the table; write one of: {entries}"
     nearest = did_you_mean(name, devices())
-    return f"{name!r} is not in the table of devices{nearest or '; write one of: ' + ', '.join(devices())}"
+    return f"{name!r} is not in the table of devices{nearest or '; write one of: cpu, ' + ', '.join(devices())}"

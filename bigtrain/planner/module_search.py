@@ -20,6 +20,7 @@ from bigtrain.planner.choice import Choice
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.price import beside_bytes, on_device
 from bigtrain.planner.ranking import ALIKE, device_bytes
+from bigtrain.planner.refusal import rounded_up
 from bigtrain.planner.rejection import Rejected
 from bigtrain.planner.speed import StepSeconds
 from bigtrain.units import format_bytes
@@ -286,7 +287,7 @@ def _refused(prices: Prices, budget_bytes: int, name: str) -> DoesNotFit:
     words += f" and ZeRO stage {least.zero_stage}" if least.zero_stage else ""
     over = needed - budget_bytes
     return DoesNotFit(
-        f"{name}: a memory budget of {format_bytes(budget_bytes)} is {format_bytes(over)} less than the least it "
-        f"needs, {format_bytes(needed)} with {words}; give a larger memory_budget, or a smaller model or sample",
+        f"{name}: a memory budget of {format_bytes(budget_bytes)} is {rounded_up(over)} less than the least it "
+        f"needs, {rounded_up(needed)} with {words}; give a larger memory_budget, or a smaller model or sample",
         over_bytes=over,
     )

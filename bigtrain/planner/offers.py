@@ -37,6 +37,7 @@ class Offers:
         self._composers: dict[Choice, Composer] = {}
         self._tapes = Tapes()
         self._bounds: dict[Choice, float] = {}
+        self._reports: dict[Choice, MemoryReport] = {}
 
     @property
     def budget_bytes(self) -> int:
@@ -80,7 +81,10 @@ class Offers:
 
     def report(self, choice: Choice) -> MemoryReport:
         """Return all of a choice's memory, found by a whole step: what the allocator reserves needs one."""
-        return memory_of(choice.into(self.recipe), self.model, self.hardware, self.world_size)
+        if choice not in self._reports:
+            recipe = choice.into(self.recipe)
+            self._reports[choice] = memory_of(recipe, self.model, self.hardware, self.world_size)
+        return self._reports[choice]
 
     def fitting(
         self, setting: Choice, rows: Sequence[Sequence[Runs]], limit_bytes: int, slowest_seconds: float = inf

@@ -52,7 +52,7 @@ def refused(offers: Offers) -> DoesNotFit:
     """Return the error for a recipe whose choices are all over the budget."""
     choice = closest(offers)
     budget, needed = offers.budget_bytes, _smallest_budget(offers, choice)
-    change = _cheapest_change(offers) or f"memory.budget={rounded_up(needed)}"
+    change = _cheapest_change(offers) or _more_memory(offers, needed)
     mix = " + ".join(f"{count} {policy}" for policy, count in runs_of(choice.recompute))
     values = [(key, mix if value == "auto" else value) for key, value in _values(offers.recipe, choice)]
     open_keys = [f"{key}={value}" for key, value in values]
@@ -76,6 +76,12 @@ def rounded_up(size_bytes: int) -> str:
 def _shown(size_bytes: int) -> str:
     exact = exact_bytes(size_bytes)
     return exact if exact.endswith("iB") else rounded_up(size_bytes)
+
+
+def _more_memory(offers: Offers, needed_bytes: int) -> str:
+    """Return the budget that would do, if the device has that much, else what to look for."""
+    there, size = offers.hardware.memory_bytes, rounded_up(needed_bytes)
+    return f"only a device of {size}, or more ranks," if 0 < there < needed_bytes else f"memory.budget={size}"
 
 
 def _smallest_budget(offers: Offers, choice: Choice) -> int:

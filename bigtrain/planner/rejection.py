@@ -40,10 +40,11 @@ def rejected(offers: Offers, best: Best) -> tuple[Rejected, ...]:
     """Return what is next to the best choice, for each key that the recipe leaves open, and why it lost."""
     won = offers.of(best.choice)
     others = dict.fromkeys(choice for choice in _neighbours(offers, best.choice) if choice != best.choice)
+    added = (best.memory.reserved_bytes_peak or 0) - best.memory.allocated_bytes_peak
     return tuple(
         Rejected(
             _different(choice, best.choice),
-            _reason(offers.of(choice), won, best.limits.of(dataclasses.replace(choice, recompute=()))),
+            _reason(offers.of(choice), won, best.limits.of(dataclasses.replace(choice, recompute=())), added),
         )
         for choice in others
     )
@@ -92,10 +93,11 @@ def _different(choice: Choice, won: Choice) -> dict[str, object]:
     return {name: value for name, value in mine.items() if value != other[name]}
 
 
-def _reason(offer: Offer, won: Offer, limit_bytes: int) -> str:
+def _reason(offer: Offer, won: Offer, limit_bytes: int, added_bytes: int) -> str:
+    """Say why an offer lost; where it does not fit, its allocator is taken to add as much as the best one's."""
     over, slower = offer.allocated_bytes - limit_bytes, offer.seconds / won.seconds - 1
     if over > 0:
-        return f"{format_bytes(over)} over the budget"
+        return f"{format_bytes(over + added_bytes)} over the budget"
     if slower > ALIKE:
         return f"{slower:.0%} slower"
     return f"as fast, {_drawback(offer, won)}"

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
-from bigtrain.errors import RecipeError
+from bigtrain.config.shape_checks import fault
+from bigtrain.errors import DoesNotFit, RecipeError
 from bigtrain.memory.report import MemoryReport
 from bigtrain.planner.candidates import mixes, settings
 from bigtrain.planner.choice import Choice
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.mechanisms import mechanism_faults
 from bigtrain.planner.offers import Offers
-from bigtrain.planner.ranking import fastest
+from bigtrain.planner.ranking import Best, fastest
 from bigtrain.planner.refusal import refused
 from bigtrain.planner.rejection import Rejected, rejected
 from bigtrain.planner.speed import StepSeconds
+from bigtrain.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def search(recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size: i
     found = fastest(offers)
     if found is None:
         raise refused(offers)
+    _check_host(recipe, hardware, found)
     space = settings(recipe, hardware, world_size)
     rows = mixes(recipe, model.num_hidden_layers, hardware)
     return Found(
@@ -74,6 +77,19 @@ def search(recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size: i
         searched=len(space) * sum(map(len, rows)),
         priced=offers.priced,
     )
+
+
+def _check_host(recipe: Recipe, hardware: Hardware, found: Best) -> None:
+    """Raise DoesNotFit where what a rank offloads is more than its share of the host's memory, as the table has it."""
+    row, needed = hardware.device, found.memory.host_bytes_peak or 0
+    if hardware.kind == "cpu" or row is None or needed <= row.host_memory_bytes:
+        return
+    over, there = needed - row.host_memory_bytes, format_bytes(row.host_memory_bytes)
+    text = (
+        f"{found.choice.offload}: {format_bytes(needed)} of a rank on the host are {format_bytes(over)} more than its"
+    )
+    where = fault(recipe, "sharding.offload", f"{text} {there}; use optimizer, none, or more ranks")
+    raise DoesNotFit(where, over_bytes=over, change="sharding.offload=none")
 
 
 def sweep(

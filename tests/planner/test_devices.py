@@ -14,7 +14,7 @@ from bigtrain.errors import InputError
 from bigtrain.planner import devices as module
 from bigtrain.planner.devices import Device, device, device_of_driver, devices
 
-PROMISED = """cpu t4 v100-16gb v100-32gb rtx3060 rtx3090 rtx4090 rtx5090 a10 a6000 l4 l40s a100-40gb a100-80gb h100 h200
+PROMISED = """t4 v100-16gb v100-32gb rtx3060 rtx3090 rtx4090 rtx5090 a10 a6000 l4 l40s a100-40gb a100-80gb h100 h200
 b200 gh200 mi300x"""
 """Of the interface."""
 

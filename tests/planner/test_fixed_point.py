@@ -9,7 +9,7 @@ import pytest
 from bigtrain.config.load import load_recipe, read_recipe
 from bigtrain.config.shipped import shipped_recipes
 from bigtrain.planner.devices import devices
-from bigtrain.planner.hardware import of_name
+from bigtrain.planner.hardware import Hardware, of_name
 from bigtrain.planner.plan import plan
 
 ROOMY = 20
@@ -21,12 +21,20 @@ def ranks_for(name: str, memory_bytes: int) -> int:
     return 1 if parameters * ROOMY < memory_bytes or name.startswith("quickstart") else 64
 
 
+def changes_for(hardware: Hardware) -> list[str]:
+    """Return what a device needs: cards without bf16 another precision, processors a machine for each rank."""
+    if hardware.kind == "cpu":
+        return ["cluster.devices_per_node=1"]
+    old = hardware.capability is not None and hardware.capability < (8, 0)
+    return ["amp.precision=fp16"] if old else []
+
+
 @pytest.mark.parametrize("device", devices())
 def test_planning_a_plan_returns_it(device: str) -> None:
     hardware = of_name(device)
     for name in shipped_recipes():
         ranks = ranks_for(name, hardware.memory_bytes)
-        first = plan(load_recipe(name), hardware, world_size=ranks)
+        first = plan(load_recipe(name, changes_for(hardware)), hardware, world_size=ranks)
         text = first.to_yaml()
         again = plan(read_recipe(text.encode(), "plan.yaml"), hardware)
         assert again.to_yaml() == text

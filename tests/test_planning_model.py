@@ -190,7 +190,7 @@ def test_a_model_that_cannot_be_traced_is_refused(block: type[nn.Module], operat
         ({"world_size": 3}, "global_batch_size: 8 rows do not divide into 3 ranks"),
         ({"optimizer": "adamv"}, "optimizer: 'adamv' is no optimizer of torch.optim; did you mean 'adam'"),
         ({"recompute": "ful"}, "recompute.policy: 'ful' is none of"),
-        ({"recompute": "offload"}, "'offload' on the device 'cpu'"),
+        ({"recompute": "offload"}, "recompute: 'offload' cannot be traced for a model of your own; use full"),
         ({"device": "h1000"}, "h1000"),
         ({"blocks": nn.Conv1d}, "Net: has no module of class Conv1d"),
         (

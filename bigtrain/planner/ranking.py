@@ -81,18 +81,18 @@ def fastest(offers: Offers) -> Best | None:
             best = found
         if best is not None and set(best.choice.recompute) == {"none"}:
             break
-    return best or _last_resort(offers)
+    return best or last_resort(offers)
 
 
 def _seconds(offers: Offers, best: Best) -> float:
     return offers.seconds(best.choice).total
 
 
-def _last_resort(offers: Offers) -> Best | None:
-    """Return the choice that holds the least, if it fits."""
+def last_resort(offers: Offers) -> Best | None:
+    """Return the choice that holds the least, if it fits: its tensors tell in most cases that it does not."""
     choice = closest(offers)
-    report = offers.report(choice)
-    if device_bytes(report) > offers.budget_bytes:
+    least = offers.of(choice).allocated_bytes + beside_bytes(offers.hardware, offers.world_size)
+    if least > offers.budget_bytes or device_bytes(report := offers.report(choice)) > offers.budget_bytes:
         return None
     return Best(choice, report, Limits(offers.budget_bytes, offers.of(choice).allocated_bytes))
 

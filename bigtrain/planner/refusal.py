@@ -15,7 +15,7 @@ from bigtrain.planner.choice import Choice
 from bigtrain.planner.mechanisms import mechanism_faults
 from bigtrain.planner.offers import Offers, changed
 from bigtrain.planner.price import memory_of
-from bigtrain.planner.ranking import closest, device_bytes, fastest, mix_spaces
+from bigtrain.planner.ranking import closest, device_bytes, fastest, last_resort, mix_spaces
 from bigtrain.units import BYTE_UNITS, exact_bytes, parse_bytes
 
 RELEASED = (
@@ -101,8 +101,10 @@ def _smallest_budget(offers: Offers, choice: Choice) -> int:
 def _cheapest_change(offers: Offers) -> str | None:
     """Return the first change of one key that makes something fit, as an override, or None."""
     for key, recipe in _changes(offers):
-        found = fastest(Offers(recipe, offers.model, offers.hardware, offers.world_size))
-        if found is not None:
+        other = Offers(recipe, offers.model, offers.hardware, offers.world_size)
+        if last_resort(other) is None:
+            continue
+        if (found := fastest(other)) is not None:
             return f"{key}={_value(found.choice.into(recipe), key)}"
     return None
 

@@ -21,7 +21,7 @@ from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.price import beside_bytes, on_device
 from bigtrain.planner.ranking import ALIKE, device_bytes
 from bigtrain.planner.refusal import rounded_up
-from bigtrain.planner.rejection import Rejected
+from bigtrain.planner.rejection import Rejected, different
 from bigtrain.planner.speed import StepSeconds
 from bigtrain.units import format_bytes
 
@@ -244,7 +244,7 @@ def _rejected(prices: Prices, best: _Offer, limit_bytes: int) -> Iterator[Reject
     others += _uniform(prices.module, choice)
     for other in dict.fromkeys(others):
         if other != choice:
-            yield Rejected(_different(other, choice), _reason(prices.offer(other), best, limit_bytes))
+            yield Rejected(different(other, choice), _reason(prices.offer(other), best, limit_bytes))
 
 
 def _uniform(module: Module, setting: Choice) -> list[Choice]:
@@ -263,11 +263,6 @@ def _changes(prices: Prices, best: _Offer) -> Iterator[ChangeObject]:
                 "bytes": other.held_bytes - best.held_bytes,
                 "tokens_per_second": best.seconds / other.seconds - 1,
             }
-
-
-def _different(choice: Choice, won: Choice) -> dict[str, object]:
-    mine, other = choice.as_object(), won.as_object()
-    return {key: value for key, value in mine.items() if value != other[key] and key != "accumulation_steps"}
 
 
 def _reason(offer: _Offer, won: _Offer, limit_bytes: int) -> str:

@@ -14,8 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bigtrain.planner.devices import Device, devices
-from bigtrain.planner.hardware import Hardware
+from bigtrain.planner.hardware import Hardware, row_of
 from bigtrain.processor import processor_field
 
 KEPT_FILE = "rates.json"
@@ -170,7 +169,7 @@ def _operand_passes(flops: float, thin_flops: float, bytes_per_second: float) ->
 
 
 def _cuda(hardware: Hardware, product: str, measured: Mapping[str, float]) -> Rates:
-    known, row, shares = constants()["cuda"], _row(hardware), constants()["cuda"]["attention_share"]
+    known, row, shares = constants()["cuda"], row_of(hardware), constants()["cuda"]["attention_share"]
     share = known["product_share"][row.architecture] * (known["fp8_share"] if product == "fp8" else 1)
     # What a device has no instructions for, torch computes in fp32 where it does at all.
     flops = share * row.flops_per_second.get(product, row.flops_per_second["fp32"])
@@ -192,12 +191,3 @@ def _cuda(hardware: Hardware, product: str, measured: Mapping[str, float]) -> Ra
         compiled_traffic=known["compiled_traffic"],
         compiled_calls=known["compiled_calls"],
     )
-
-
-def _row(hardware: Hardware) -> Device:
-    """Return the table's row of a CUDA device, or that of its capability whose memory is nearest."""
-    if hardware.device is not None:
-        return hardware.device
-    rows = [row for row in devices().values() if row.kind == "cuda"]
-    alike = [row for row in rows if row.capability == hardware.capability] or rows
-    return min(alike, key=lambda row: abs(row.memory_bytes - hardware.memory_bytes))

@@ -43,7 +43,7 @@ def rejected(offers: Offers, best: Best) -> tuple[Rejected, ...]:
     added = (best.memory.reserved_bytes_peak or 0) - best.memory.allocated_bytes_peak
     return tuple(
         Rejected(
-            _different(choice, best.choice),
+            different(choice, best.choice),
             _reason(offers.of(choice), won, best.limits.of(dataclasses.replace(choice, recompute=())), added),
         )
         for choice in others
@@ -87,7 +87,8 @@ def _same(setting: Choice, other: Choice, *, but: Sequence[str]) -> bool:
     return dataclasses.replace(setting, **{name: getattr(other, name) for name in but}) == other
 
 
-def _different(choice: Choice, won: Choice) -> dict[str, object]:
+def different(choice: Choice, won: Choice) -> dict[str, object]:
+    """Return what a choice has that the winner has not, but for what follows from its micro-batch."""
     mine, other = choice.as_object(), won.as_object()
     del mine["accumulation_steps"]
     return {name: value for name, value in mine.items() if value != other[name]}

@@ -1,0 +1,151 @@
+"""The ranks that train together: which one this process is, and what they tell each other through host memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from bigtrain.errors import InputError
+
+LISTENER = "BIGTRAIN_LISTENER"
+"""The number of an open socket on which the first rank listens for the others: then nothing listens beyond it."""
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What torchrun sets, and Accelerate's launcher, which runs on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A process among those that train together; alone, what it tells comes back to it.
+
+    All ranks call the same methods in the same order. Texts and numbers go over gloo, whatever the device, so that no
+    method waits for a GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Tell whether this rank writes down what all have in common."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over ranks of some numbers, fp64, the same on every rank; each gives equally many."""
+        return self._reduced(values, "SUM")
+
+    def max(self, values: Sequence[float]) -> list[float]:
+        """Return the largest on any rank of each of some numbers."""
+        return self._reduced(values, "MAX")
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether a flag is up on any rank."""
+        return self.max([float(flag)])[0] > 0
+
+    def gather(self, text: str) -> list[str]:
+        """Return the texts of all ranks, in their order."""
+        if self.size == 1:
+            return [text]
+        import torch
+        import torch.distributed as dist
+
+        raw = text.encode()
+        longest = int(self.max([len(raw)])[0])
+        mine = torch.zeros(8 + longest, dtype=torch.uint8)
+        mine[: 8 + len(raw)] = torch.frombuffer(bytearray(len(raw).to_bytes(8, "little") + raw), dtype=torch.uint8)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        found = (bytes(part.numpy()) for part in parts)
+        return [part[8 : 8 + int.from_bytes(part[:8], "little")].decode() for part in found]
+
+    def broadcast(self, text: str) -> str:
+        """Return the first rank's text."""
+        return self.gather(text if self.first else "")[0]
+
+    def _reduced(self, values: Sequence[float], how: str) -> list[float]:
+        if self.size == 1:
+            return [float(value) for value in values]
+        import torch
+        import torch.distributed as dist
+
+        numbers = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(numbers, getattr(dist.ReduceOp, how))
+        found: list[float] = numbers.tolist()
+        return found
+
+
+ALONE = World()
+
+
+def world_of(environment: Mapping[str, str]) -> World | None:
+    """Return the place among ranks that a launcher has written into an environment; None if none has.
+
+    Raises InputError where it contradicts itself.
+    """
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return None
+    try:
+        rank, size = (int(environment[name]) for name in NAMES[:2])
+        local_rank, local_size = (
+            int(environment.get(name, default)) for name, default in zip(NAMES[2:], (rank, size), strict=True)
+        )
+    except ValueError as error:
+        raise InputError(f"environment: {', '.join(NAMES)}: {error}; let a launcher set them, or unset them") from None
+    if not 0 <= rank < size or not 0 <= local_rank < local_size <= size:
+        given = ", ".join(f"{name}={environment.get(name)}" for name in NAMES)
+        raise InputError(f"environment: {given}: no such rank; let a launcher set them, or unset them")
+    return World(rank, size, local_rank, local_size)
+
+
+def current_world() -> World:
+    """Return this process's place among the ranks that it has joined; `ALONE` before it has."""
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized():
+        return ALONE
+    rank, size = dist.get_rank(), dist.get_world_size()
+    written = world_of(os.environ)
+    return written if written is not None and (written.rank, written.size) == (rank, size) else World(rank, size, rank)
+
+
+@contextmanager
+def joined(*, kind: str, timeout_seconds: float) -> Iterator[World]:
+    """Meet the other ranks that the environment tells of, as long as this lasts; alone where it tells of none.
+
+    `kind` is that of the device: tensors on the CPU go over gloo, those on CUDA over NCCL. A rank that does not come
+    within the timeout, or later answers to nothing for so long, is an error. A group that exists already is left as
+    it is.
+    """
+    import torch.distributed as dist
+
+    world = world_of(os.environ)
+    if dist.is_initialized() or world is None or world.size == 1:
+        yield current_world()
+        return
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_seconds)}
+    if kind == "cuda":
+        import torch
+
+        torch.cuda.set_device(world.local_rank)
+        options["device_id"] = torch.device("cuda", world.local_rank)
+    backend = "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
+    listener = os.environ.pop(LISTENER, None)
+    if listener is None:
+        dist.init_process_group(backend, **options)
+    else:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        own = int(listener) if world.first else None
+        store = dist.TCPStore(
+            address, port, world.size, world.first, options["timeout"], master_listen_fd=own, use_libuv=True
+        )
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, **options)
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()

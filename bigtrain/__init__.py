@@ -24,11 +24,12 @@ from bigtrain.errors import (
 if TYPE_CHECKING:
     from bigtrain.config.load import load_recipe
     from bigtrain.config.schema import Recipe
-    from bigtrain.engine import Engine, StepResult, prepare
+    from bigtrain.engine import Engine, prepare
     from bigtrain.launcher import launch
     from bigtrain.planner.plan import Plan, plan
     from bigtrain.planning_model import plan_model
     from bigtrain.profiling import profile
+    from bigtrain.step_result import StepResult
     from bigtrain.training.loop import train
 
 __version__ = "0.1.0"
@@ -59,7 +60,7 @@ _HOMES = {
     "Engine": "engine",
     "Plan": "planner.plan",
     "Recipe": "config.schema",
-    "StepResult": "engine",
+    "StepResult": "step_result",
     "launch": "launcher",
     "load_recipe": "config.load",
     "plan": "planner.plan",
@@ -74,7 +75,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use: planning must not need torch, and `--help` must be quick."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"bigtrain.{_HOMES[name]}"), name)
-    if name in ("amp", "data", "models", "optim", "recompute"):
+    if name in ("amp", "data", "models", "optim", "recompute", "sharding"):
         return importlib.import_module(f"bigtrain.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -45,6 +45,18 @@ def count_labels(batch: Batch, *, shifted: bool) -> int:
     return int((labels != IGNORED_LABEL).sum())
 
 
+def labelled(rows: Batch) -> Batch:
+    """Return rows without a label with one, to be given no weight: the mean over none is not a number in most models.
+
+    Packed rows, whose models take the mean over none as 0, and rows whose tensors have no labels stay as they are.
+    """
+    if is_packed(rows) or "labels" not in rows:
+        return rows
+    labels = rows["labels"].clone()
+    labels.view(-1)[-1] = 0
+    return {**rows, "labels": labels}
+
+
 def is_packed(batch: Batch) -> bool:
     """Tell whether the rows hold documents whose lengths are given, so that padding can be taken out."""
     return "document_lengths" in batch

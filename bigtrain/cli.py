@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from bigtrain.errors import BigtrainError, DoesNotFit, InputError
+from bigtrain.recipe_commands import recipes_app, write_file
 
 if TYPE_CHECKING:
     from bigtrain.config.schema import Recipe
@@ -23,12 +24,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(recipes_app, name="recipes")
 
 UsageFault: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What wrong arguments raise; newer versions of Typer bring their own copy of click, so its name has no fixed home."""
 
 NEEDED = ("torch", "matplotlib")
 """Libraries without which some commands work and others do not."""
+
+Scheduler = Literal["slurm", "kubernetes", "trainjob"]
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
@@ -46,14 +50,26 @@ def launch(
     run_dir: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME without it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve and plan only, print both.")] = False,
     allow: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A key that may differ on resume.")] = None,
+    render: Annotated[Scheduler | None, typer.Option(help="Print a scheduler's job file, submit nothing.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="With --render: the device to plan for.")] = None,
 ) -> None:
     """Plan, then train; the same command again resumes."""
     from bigtrain.launcher import fetch_tokenizer, plan_again
     from bigtrain.launcher import launch as start
+    from bigtrain.rendering import Command, check_local, job_file
 
+    if render is None and device is not None:
+        raise InputError(f"command line: --device: {device}: a run takes what is here; add --render, or use plan")
+    if render is not None and dry_run:
+        raise InputError("command line: --dry-run: --render starts nothing either; leave out one of them")
     loaded = _load(recipe, overrides)
+    if render is not None:
+        typed = Command(recipe, tuple(overrides or ()), run_dir, tuple(allow or ()))
+        print(job_file(render, loaded, typed, device=device), end="")
+        return
     folder = run_dir or Path("runs") / loaded.name
     if not dry_run:
+        check_local(loaded)
         fetch_tokenizer(loaded)
     planned = plan_again(loaded, folder)
     if dry_run:
@@ -73,28 +89,33 @@ def plan(
     overrides: Overrides = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="A device of the table; cpu is this one.")] = None,
     memory_budget: Annotated[str | None, typer.Option(metavar="SIZE", help="What a device may hold: 24GiB.")] = None,
-    world_size: Annotated[int | None, typer.Option(min=1, help="So many ranks.")] = None,
+    world_size: Annotated[
+        str | None, typer.Option(metavar="N", help="So many ranks; 8..1024 compares each doubling.")
+    ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Show the speed at every memory budget.")] = False,
-    png: Annotated[Path | None, typer.Option(help="With --sweep: draw it to a file, too.")] = None,
+    png: Annotated[Path | None, typer.Option(help="With --sweep, or a range of ranks: draw it, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the plan, itself a recipe, to a file.")] = None,
 ) -> None:
     """Predict memory and speed without the device: the fastest choice that fits, and why the others lost."""
-    if png is not None and not sweep:
-        raise InputError("command line: --png: draws what --sweep finds; add --sweep")
-    if sweep and output is not None:
-        raise InputError("command line: --output: a sweep is of many plans; leave out --sweep, or --output")
+    from bigtrain.planner.scaling import world_sizes
+
+    ranks = None if world_size is None else world_sizes(world_size)
+    _check_flags(ranks, sweep=sweep, png=png, output=output)
     budget = [] if memory_budget is None else [f"memory.budget={memory_budget}"]
     loaded = _load(recipe, [*(overrides or []), *budget])
     hardware = _hardware(loaded, device)
+    if isinstance(ranks, list):
+        _scale(loaded, hardware, ranks, png, as_json)
+        return
     if sweep:
-        _sweep(loaded, hardware, world_size, png, as_json)
+        _sweep(loaded, hardware, ranks, png, as_json)
         return
     from bigtrain.planner.plan import plan as make_plan
 
-    planned = make_plan(loaded, hardware, world_size=world_size)
+    planned = make_plan(loaded, hardware, world_size=ranks)
     if output is not None:
-        _write(output, planned.to_yaml(), "w")
+        write_file(output, planned.to_yaml(), "w")
     if as_json:
         print(json.dumps(planned.as_object(), indent=1))
     else:
@@ -161,42 +182,6 @@ def generate(
         print(f"[MASK] {number}: " + "  ".join(f"{token} {probability:.1%}" for token, probability in guesses))
 
 
-recipes_app = typer.Typer(help="The shipped recipes.", invoke_without_command=True, rich_markup_mode=None)
-app.add_typer(recipes_app, name="recipes")
-
-
-@recipes_app.callback()
-def recipes(context: typer.Context) -> None:
-    """List the shipped recipes."""
-    if context.invoked_subcommand is None:
-        from bigtrain.config.shipped import headline, shipped_recipes
-
-        found = shipped_recipes()
-        width = max(map(len, found))
-        for name, path in found.items():
-            print(f"{name:{width}}  {headline(path)}")
-        print("\nnext: bigtrain recipes show NAME, or bigtrain launch NAME")
-
-
-@recipes_app.command()
-def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
-    """Print a shipped recipe."""
-    from bigtrain.config.shipped import recipe_path
-
-    print(recipe_path(name).read_text(encoding="utf-8"), end="")
-
-
-@recipes_app.command()
-def copy(
-    name: Annotated[str, typer.Argument(metavar="NAME")], file: Annotated[Path, typer.Argument(metavar="FILE")]
-) -> None:
-    """Copy a shipped recipe to a file of your own; nothing is written over."""
-    from bigtrain.config.shipped import recipe_path
-
-    _write(file, recipe_path(name).read_text(encoding="utf-8"), "x")
-    print(f"{file}: written; next: bigtrain launch {file}")
-
-
 @app.command()
 def doctor() -> None:
     """Show what this machine has, what of it bigtrain will use, and what is wrong."""
@@ -228,15 +213,6 @@ def main() -> None:
     sys.exit(code)
 
 
-def _write(file: Path, text: str, mode: str) -> None:
-    """Write a file of the user's; mode "x" writes over nothing."""
-    try:
-        with file.open(mode, encoding="utf-8") as target:
-            target.write(text)
-    except OSError as error:
-        raise InputError(f"command line: {file}: {error.strerror}; name another file") from error
-
-
 def _load(recipe: str, overrides: list[str] | None) -> Recipe:
     from bigtrain.config.load import load_recipe
 
@@ -247,6 +223,30 @@ def _hardware(recipe: Recipe, device: str | None) -> Hardware | None:
     from bigtrain.planner.settle import named_hardware
 
     return None if device is None else named_hardware(recipe, device)
+
+
+def _check_flags(ranks: int | list[int] | None, *, sweep: bool, png: Path | None, output: Path | None) -> None:
+    several = "--sweep" if sweep else "a range of --world-size" if isinstance(ranks, list) else ""
+    if sweep and isinstance(ranks, list):
+        raise InputError("command line: --sweep: is of one world size; leave out --sweep, or write one --world-size")
+    if png is not None and not several:
+        raise InputError("command line: --png: draws what --sweep or a range of --world-size finds; add one of them")
+    if several and output is not None:
+        raise InputError(f"command line: --output: {several} is of many plans; leave it out, or --output")
+
+
+def _scale(recipe: Recipe, hardware: Hardware | None, ranks: list[int], png: Path | None, as_json: bool) -> None:
+    from bigtrain.planner.scaling import scale, scaling_lines, scaling_picture
+
+    found = scale(recipe, hardware, ranks)
+    if png is not None:
+        scaling_picture({recipe.name: found}, png)
+    if as_json:
+        print(json.dumps([one.as_object() for one in found], indent=1))
+    else:
+        print("\n".join(scaling_lines(found)))
+    if all(one.choice is None for one in found):
+        raise typer.Exit(DoesNotFit.exit_code)
 
 
 def _sweep(recipe: Recipe, hardware: Hardware | None, world_size: int | None, png: Path | None, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from bigtrain import amp, recompute
@@ -16,44 +17,28 @@ from bigtrain.amp.loss_scale import LossScale
 from bigtrain.amp.precision import keep
 from bigtrain.batch import Batch
 from bigtrain.errors import DataError, InputError, NonFiniteGradient
+from bigtrain.memory.layout import layout_of
+from bigtrain.optim.exchange import Exchange, connect
 from bigtrain.optim.release import Release, gradient_norm, release
 from bigtrain.optim.schedule import learning_rate_factor, warmup_step_count
 from bigtrain.placement import find_blocks, place
 from bigtrain.planner.plan import Plan
+from bigtrain.sharding.apply import Sharded, shard
+from bigtrain.sharding.part import Part
+from bigtrain.step_result import StepResult
+from bigtrain.world import ALONE, World, current_world
 
 Schedule = Callable[[int], float]
 
-
-class StepResult:
-    """What one optimizer step did.
-
-    `loss` (fp64) is the mean over the labelled tokens of the global batch, `grad_norm` (fp32) the global norm before
-    clipping, `loss_scale` what the loss was multiplied by: 0-dim tensors on the model's device. `skipped` says that
-    loss or gradient was not finite and nothing was changed; reading it waits until a GPU has taken the step.
-    """
-
-    def __init__(
-        self, loss: Tensor, grad_norm: Tensor, finite: Tensor, learning_rate: float, loss_scale: Tensor
-    ) -> None:
-        self.loss, self.grad_norm, self.learning_rate, self.loss_scale = loss, grad_norm, learning_rate, loss_scale
-        self._finite, self._copied = finite, None
-        if finite.is_cuda:
-            self._finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-            self._copied = torch.cuda.current_stream(finite.device).record_event()
-
-    @property
-    def skipped(self) -> bool:
-        if self._copied is not None:
-            self._copied.synchronize()
-        return not self._finite
+MESH_DIMS = ("replicate", "shard")
 
 
 class Engine:
     """Run training steps: cut a batch into micro-batches, weigh their gradients, clip, update.
 
     Micro-batches count by their share of the batch's labelled tokens, so the size of a micro-batch does not change
-    what is computed. `steps_taken` counts optimizer steps, skipped ones included. With gradient release the update
-    happens inside `backward`.
+    what is computed; nor does the number of ranks. `steps_taken` counts optimizer steps, skipped ones included. With
+    gradient release the update happens inside `backward`. On several ranks all call everything equally often.
     """
 
     def __init__(
@@ -66,8 +51,12 @@ class Engine:
         schedule: Schedule,
         loss_scale: LossScale,
         release: Release | None = None,
+        sharded: Sharded | None = None,
+        world: World = ALONE,
     ) -> None:
         self.model = model
+        self.world = world
+        self.sharded = sharded
         self.optimizer = optimizer
         self.loss_scale = loss_scale
         self.device = loss_scale.value.device
@@ -79,20 +68,53 @@ class Engine:
         self._share = 0.0
         self._loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return what the optimizer holds, by name: this rank's part of each parameter, a plain tensor."""
+        return dict(self.model.named_parameters()) if self.sharded is None else self.sharded.parameters
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Return which part of each parameter that is."""
+        if self.sharded is not None:
+            return self.sharded.parts
+        return {name: Part.of_whole(tuple(parameter.shape)) for name, parameter in self.parameters.items()}
+
+    @property
+    def shards(self) -> int:
+        """Return how many ranks have the model between them."""
+        return 1 if self.sharded is None else self.sharded.shards
+
+    @property
+    def shard_rank(self) -> int:
+        """Return which of them this rank is."""
+        return 0 if self.sharded is None else self.sharded.shard_rank
+
+    @property
+    def writes(self) -> bool:
+        """Tell whether this rank writes its parts down: the first of those that have the same ones does."""
+        return self.world.rank < self.shards
+
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
         """Yield what each forward pass gets, on the model's device; packed rows come out unpadded.
 
-        `batch` holds this rank's rows in host memory. Micro-batches without any label are left out.
+        `batch` holds this rank's rows in host memory. Micro-batches that have no label on any rank are left out.
         Raises DataError if no row has one.
         """
         count = partial(batches.count_labels, shifted=self._shifted_labels and not batches.is_packed(batch))
-        total = count(batch)
-        if not total:
+        parts = list(batches.split(batch, self._micro_batch_size))
+        counts = [count(rows) for rows in parts]
+        everywhere = self.world.sum(counts)
+        wanted = [index for index, labels in enumerate(everywhere) if labels]
+        if not wanted:
             raise DataError("a batch has no label that counts; check the data")
-        for rows in batches.split(batch, self._micro_batch_size):
-            self._share = count(rows) / total
-            if self._share:
-                yield batches.move(batches.unpad(rows) if batches.is_packed(rows) else rows, self.device)
+        for index in wanted:
+            rows = parts[index] if counts[index] else batches.labelled(parts[index])
+            # Gradients are averaged over ranks, so that each rank's counts as often as there are ranks.
+            self._share = counts[index] / sum(everywhere) * self.world.size
+            if self.sharded is not None:
+                self.sharded.before_micro_batch(last=index == wanted[-1])
+            yield batches.move(batches.unpad(rows) if batches.is_packed(rows) else rows, self.device)
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of a micro-batch, weighted; `loss` is its mean loss or an output that has a `.loss`.
@@ -104,7 +126,7 @@ class Engine:
         self._loss += weighted.detach()
         if self._release is not None:
             self._set_learning_rate()
-            if not self._may_update(torch.isfinite(self._loss)):
+            if not self._may_update(self._agreed(torch.isfinite(self._loss))):
                 return
         torch.autograd.backward(self.loss_scale.scale(weighted))
 
@@ -122,18 +144,32 @@ class Engine:
 
     def _step(self, max_norm: float | None) -> StepResult:
         learning_rate, scale = self._set_learning_rate(), self.loss_scale.value.clone()
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if self.sharded is not None:
+            self.sharded.hand_over()
+        parameters = [p for p in self.parameters.values() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         overflow = self.loss_scale.unscale_(gradients)
-        norm = global_norm(gradients, self.device)
-        finite = torch.isfinite(norm) & torch.isfinite(self._loss) & (overflow == 0)
+        loss, norm = self._over_ranks(self._loss, global_norm(gradients, self.device))
+        finite = torch.isfinite(norm) & torch.isfinite(loss) & (overflow == 0)
         if self._may_update(finite):
             if max_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
             self.optimizer.step()
         self.loss_scale.update(1 - finite.float())
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(self._loss, norm, finite, learning_rate, scale)
+        return StepResult(loss, norm, finite, learning_rate, scale)
+
+    def _over_ranks(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and the global norm (fp32) from this rank's share of the loss and norm of its gradients."""
+        if self.world.size == 1:
+            return loss, norm
+        replicas = 1 if self.sharded is None else self.sharded.replicate
+        sums = self.world.all_reduce(torch.stack([loss / self.world.size, norm.double().square() / replicas]), "SUM")
+        return sums[0], sums[1].sqrt().float()
+
+    def _agreed(self, finite: Tensor) -> Tensor:
+        """Return whether something is so on all ranks."""
+        return finite if self.world.size == 1 else self.world.all_reduce(finite.float(), "MIN") > 0
 
     def _may_update(self, finite: Tensor) -> bool:
         """Tell whether to call the optimizer; on a GPU ours is told on the device instead, and nobody waits."""
@@ -145,13 +181,14 @@ class Engine:
     def _finish_release(self, release: Release, max_norm: float | None) -> StepResult:
         if max_norm is not None:
             raise InputError(f"a global norm of {max_norm:g} with gradient release: {CLIPPED_RELEASE}")
-        norm, finite = release.take_norm(), torch.isfinite(self._loss)
+        loss, norm = self._over_ranks(self._loss, release.take_norm())
+        finite = torch.isfinite(loss)
         if bool(finite & ~torch.isfinite(norm)):
             raise NonFiniteGradient(
                 f"step {self.steps_taken + 1}: a gradient was not finite, and gradient release had updated other "
                 "weights by then; go on from a checkpoint, with optimizer.gradient_release=false to skip such steps"
             )
-        return StepResult(self._loss, norm, finite, self._set_learning_rate(), self.loss_scale.value)
+        return StepResult(loss, norm, finite, self._set_learning_rate(), self.loss_scale.value)
 
     def _set_learning_rate(self) -> float:
         factor = self._schedule(self.steps_taken)
@@ -187,13 +224,19 @@ def prepare(
 ) -> Engine:
     """Return an engine that trains a model as a plan says.
 
-    `optimizer` is called with the parameters once they are where they will stay. `blocks` are the model's repeated
-    blocks or their class; without it, the members of the longest ModuleList are taken. A model on the meta device is
-    initialised here. The order: place, precision, recompute, compile, optimizer, gradient release.
-    Raises InputError for a model that has no blocks where the plan needs them, a policy list of another length, and an
-    optimizer that cannot keep master weights as the plan says.
+    `optimizer` is called with the parameters once they are where they will stay: on several ranks with this rank's part
+    of each, plain tensors in the order of the model's parameters. `blocks` are the model's repeated blocks or their
+    class; without it, the members of the longest ModuleList are taken. A model on the meta device is initialised here.
+    The order: place, precision, recompute, compile, shard, optimizer, gradient release.
+    Raises InputError for a model that has no blocks where the plan needs them, a policy list of another length, a plan
+    for other ranks than these, and an optimizer that cannot keep master weights as the plan says.
     """
-    recipe = plan.recipe
+    recipe, world = plan.recipe, current_world()
+    if world.size != plan.world_size:
+        raise InputError(
+            f"the plan is for {plan.world_size} ranks, and here are {world.size}; plan with world_size={world.size}, "
+            "or start it with `bigtrain launch` or torchrun, inside of bigtrain.world.joined"
+        )
     device = torch.device(plan.hardware.kind)
     weights, accumulated = recipe.amp.master_weights, plan.accumulation_steps > 1
     place(model, device, seed=recipe.seed, keep=partial(keep, master_weights=weights, accumulated=accumulated))
@@ -201,11 +244,16 @@ def prepare(
     if recipe.recompute.policy != "none" or recipe.train.compile:
         compiled = compiled_as(plan) if recipe.train.compile else None
         recompute.apply(find_blocks(model, blocks), recipe.recompute.policy, device=device, compiled=compiled)
-    built = optimizer(model.parameters())
+    sharded = None if world.size == 1 else _sharded(model, plan, find_blocks(model, blocks))
+    parameters = list(model.parameters()) if sharded is None else list(sharded.parameters.values())
+    built = optimizer(parameters)
     if weights != "fp32" and getattr(built, "_master_weights", "fp32") != weights:
         raise InputError(
             f"amp.master_weights: {type(built).__name__} cannot keep {weights}; use bigtrain.optim, or fp32"
         )
+    if sharded is not None and sharded.shards > 1:
+        wholes = {sharded.parameters[name]: part.whole for name, part in sharded.parts.items()}
+        connect(built, Exchange(sharded.group, wholes))
     for group in built.param_groups:
         group["initial_lr"] = group["lr"]
     return Engine(
@@ -215,8 +263,18 @@ def prepare(
         shifted_labels=recipe.train.objective == "clm",
         schedule=schedule_of(plan),
         loss_scale=LossScale(device, precision=recipe.amp.precision),
-        release=release(model.parameters(), built) if recipe.optimizer.gradient_release else None,
+        release=release(model.parameters(), built, parameters) if recipe.optimizer.gradient_release else None,
+        sharded=sharded,
+        world=world,
     )
+
+
+def _sharded(model: nn.Module, plan: Plan, blocks: Sequence[nn.Module]) -> Sharded:
+    recipe, layout = plan.recipe, layout_of(plan.recipe, plan.world_size)
+    mesh = init_device_mesh(plan.hardware.kind, layout.mesh, mesh_dim_names=MESH_DIMS[2 - len(layout.mesh) :])
+    dtype = {"fp16": torch.float16}.get(recipe.amp.precision, torch.bfloat16) if layout.converting else None
+    reduce_dtype = torch.bfloat16 if recipe.amp.reduce == "bf16" else torch.float32
+    return shard(model, blocks, mesh, zero_stage=layout.zero_stage, dtype=dtype, reduce_dtype=reduce_dtype)
 
 
 def compiled_as(plan: Plan) -> Literal["whole", "parts"]:

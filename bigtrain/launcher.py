@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from bigtrain.checkpoint import manifest
 from bigtrain.checkpoint.resume import as_chosen_before, check_resume, stored_recipe
 from bigtrain.config.schema import ModelSection, Recipe
+from bigtrain.config.shape_checks import fault
 from bigtrain.config.unbuilt import check_runnable
 from bigtrain.data.ensure import child_environment, ensure_prepared
 from bigtrain.data.packing import check_rows
 from bigtrain.data.vocabulary import TRAIN, vocabulary_size
-from bigtrain.errors import BigtrainError, DoesNotFit, Fault, RecipeError
+from bigtrain.errors import DoesNotFit, Fault, RecipeError
+from bigtrain.memory.predict import torch_threads
 from bigtrain.planner.plan import Plan, plan
 from bigtrain.planner.settle import chosen_hardware
+from bigtrain.spawner import Workers
+from bigtrain.world import world_of
 
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 """glibc's name (mallopt(3)) for the size from which memory is mapped alone; once set, it no longer grows by itself."""
@@ -32,16 +32,19 @@ TRIM_THRESHOLD = "MALLOC_TRIM_THRESHOLD_"
 ALLOCATOR = "PYTORCH_ALLOC_CONF"
 """torch's settings of its caching allocator; the plan's prediction goes by these."""
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+THREADS = "OMP_NUM_THREADS"
+"""How many threads torch computes with."""
 
 
 def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str] = ()) -> int:
-    """Train as a plan says in a process of its own and return its exit code.
+    """Train as a plan says, in a process for each device of this machine, and return their exit code.
 
-    Launching the same plan into the same folder again goes on from its newest checkpoint. `allowed` are recipe keys
-    that may differ from those the run was started with. Raises InputError before anything is started or written.
+    Where another launcher has started this process as one of its ranks, that is the only one here. Launching the same
+    plan into the same folder again goes on from its newest checkpoint. `allowed` are recipe keys that may differ from
+    those the run was started with. Raises InputError before anything is started or written.
     """
     check_runnable(plan.recipe)
+    check_devices(plan)
     folder = Path(run_dir)
     check_resume(folder, plan.recipe, allowed)
     if not manifest.step_folders(folder):  # a run that has a checkpoint of its own starts from that
@@ -57,36 +60,57 @@ def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str
         ",".join(allowed),
         *sys.argv,
     ]
-    # A process group of its own: what a terminal or a scheduler sends to the whole group must not reach it twice.
-    environment = worker_environment(plan.hardware.kind)
-    worker = subprocess.Popen(argv, stdin=subprocess.PIPE, text=True, env=environment, process_group=0)
-    with _signals_forwarded_to(worker):
-        assert worker.stdin is not None
-        worker.stdin.write(plan.to_yaml())
-        worker.stdin.close()
-        code = worker.wait()
-    if code < 0:
-        raise BigtrainError(_killed(-code))
-    return code
+    count = plan.world_size if world_of(os.environ) is None else 1
+    return Workers(argv, plan.to_yaml(), worker_environment(plan.hardware.kind, count), count).run()
+
+
+def check_devices(plan: Plan) -> None:
+    """Raise RecipeError if a plan is for more GPUs in a machine than this one has; a CPU runs any number of ranks."""
+    wanted, there = plan.recipe.cluster.devices_per_node, plan.hardware.devices
+    if plan.hardware.kind == "cuda" and wanted != "auto" and wanted > there:
+        text = f"{wanted} processes, but this machine has {there} CUDA device{'s' if there > 1 else ''}"
+        raise RecipeError(fault(plan.recipe, "cluster.devices_per_node", f"{text}; use {there}, or auto"))
+
+
+def on_ranks_here(recipe: Recipe) -> Recipe:
+    """Return a recipe for the ranks that another launcher has started, if one has: torchrun, or Accelerate's.
+
+    Raises RecipeError where the recipe names other ones.
+    """
+    world = world_of(os.environ)
+    if world is None:
+        return recipe
+    cluster, nodes = recipe.cluster, world.size // world.local_size
+    if cluster.devices_per_node not in ("auto", world.local_size):
+        text = f"{cluster.devices_per_node}, but {world.local_size} processes were started here (LOCAL_WORLD_SIZE)"
+        raise RecipeError(fault(recipe, "cluster.devices_per_node", f"{text}; use {world.local_size}, or auto"))
+    if recipe.writes("cluster.nodes") and cluster.nodes != nodes:
+        text = f"{cluster.nodes}, but the processes that were started are on {nodes} (WORLD_SIZE / LOCAL_WORLD_SIZE)"
+        raise RecipeError(fault(recipe, "cluster.nodes", f"{text}; use {nodes}"))
+    places = cluster.model_copy(update={"nodes": nodes, "devices_per_node": world.local_size})
+    return recipe.model_copy(update={"cluster": places})
 
 
 def plan_again(recipe: Recipe, run_dir: Path) -> Plan:
     """Plan a recipe for this machine; a run that is gone on with keeps what was chosen for it, if that still does."""
+    recipe = on_ranks_here(recipe)
     hardware = chosen_hardware(recipe)
     with suppress(RecipeError, DoesNotFit):  # what was chosen then is not to blame for what is written now
         return plan(as_chosen_before(recipe, run_dir, hardware), hardware)
     return plan(recipe, hardware)
 
 
-def worker_environment(kind: str) -> dict[str, str]:
-    """Return the environment of a training process.
+def worker_environment(kind: str, processes: int = 1) -> dict[str, str]:
+    """Return the environment of a training process, of so many that share this machine.
 
     On the CPU, tensors of a mebibyte or more are mapped and unmapped one by one: in glibc's heap those of different
     lifetimes leave holes between them, for BERT-Large 0.5 GiB of the resident memory. What is smaller stays in the
     heap, which is not given back after each micro-batch: small models step up to a tenth faster. On CUDA the
-    allocator's segments grow, so that they need not be of the right sizes. A value of the user's own stays.
+    allocator's segments grow, so that they need not be of the right sizes. Several processes share a CPU's cores. A
+    value of the user's own stays.
     """
-    return {**_allocator_settings(kind), **child_environment()}
+    threads = {THREADS: str(torch_threads(processes))} if kind == "cpu" and processes > 1 else {}
+    return {**_allocator_settings(kind), **threads, **child_environment()}
 
 
 def adopt_environment(kind: str) -> None:
@@ -99,11 +123,6 @@ def _allocator_settings(kind: str) -> dict[str, str]:
     if kind == "cpu":
         return {MMAP_THRESHOLD: str(2**20), TRIM_THRESHOLD: str(64 * 2**20)}
     return {ALLOCATOR: "expandable_segments:True"}
-
-
-def _killed(number: int) -> str:
-    hint = "; the system does that when memory runs out: use a smaller train.micro_batch_size" if number == 9 else ""
-    return f"the training process was ended by {signal.Signals(number).name}{hint}; launch again to go on"
 
 
 def fetch_tokenizer(recipe: Recipe) -> None:
@@ -138,22 +157,3 @@ def _why_not(folder: Path, wanted: ModelSection) -> str | None:
         if key not in ("preset", "initializer_range", "norm_eps") and getattr(there, key) != value
     ]
     return f"a model of another shape: {'; '.join(differing[:3])}" if differing else None
-
-
-@contextmanager
-def _signals_forwarded_to(worker: subprocess.Popen[str]) -> Iterator[None]:
-    """Pass signals on to the worker, and put the handlers back afterwards; only a main thread may have any."""
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        if worker.poll() is None:
-            worker.send_signal(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,12 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bigtrain.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LISTENER = "BIGTRAIN_LISTENER"
-"""The number of an open socket on which the first rank listens for the others: then nothing listens beyond it."""
+"""The number of an open socket on which the first rank listens for the others, NONE for those: so that torch opens none
+that everybody could reach.
+"""
+NONE = -1
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """What torchrun sets, and Accelerate's launcher, which runs on it."""
@@ -40,9 +46,24 @@ class World:
         """Return the sums over ranks of some numbers, fp64, the same on every rank; each gives equally many."""
         return self._reduced(values, "SUM")
 
+    def sum_on_host(self, value: int) -> int:
+        """Return the sum of a number over the ranks of this machine."""
+        node = self.rank // self.local_size
+        numbers = [0] * -(-self.size // self.local_size)
+        numbers[node] = value
+        return int(self.sum(numbers)[node])
+
     def max(self, values: Sequence[float]) -> list[float]:
         """Return the largest on any rank of each of some numbers."""
         return self._reduced(values, "MAX")
+
+    def all_reduce(self, tensor: Tensor, how: Literal["SUM", "MIN"]) -> Tensor:
+        """Reduce a tensor over ranks in place, on its device; on CUDA nothing waits."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor, getattr(dist.ReduceOp, how))
+        return tensor
 
     def any(self, flag: bool) -> bool:
         """Tell whether a flag is up on any rank."""
@@ -141,7 +162,7 @@ def joined(*, kind: str, timeout_seconds: float) -> Iterator[World]:
     else:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         own = int(listener) if world.first else None
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             address, port, world.size, world.first, options["timeout"], master_listen_fd=own, use_libuv=True
         )
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, **options)

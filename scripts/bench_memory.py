@@ -160,7 +160,7 @@ class _Stepper:
     def __init__(self, overrides: list[str]) -> None:
         import bigtrain
         from bigtrain.data.ensure import ensure_prepared
-        from bigtrain.training.loop import build_engine, build_loader
+        from bigtrain.training.build import build_engine, build_loader
 
         self.plan = bigtrain.plan(bigtrain.load_recipe(PRICED[0], [*PRICED[1:], *overrides]))
         self._engine = build_engine(self.plan)

@@ -181,7 +181,7 @@ class Stepper:
     """An engine and full rows of one document each."""
 
     def __init__(self, plan: Any) -> None:
-        from bigtrain.training.loop import build_engine
+        from bigtrain.training.build import build_engine
 
         self.plan, self._engine, self._batch = plan, build_engine(plan), _batch(plan)
         self.seconds: list[float] = []

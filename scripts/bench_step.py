@@ -80,7 +80,7 @@ def run_arm(arm: str, recipe: str, overrides: list[str], steps: int) -> dict[str
 def run_bigtrain(plan: Any, steps: int) -> tuple[list[float], list[int]]:
     """Train with the engine and loader that ship; the loader's and Python's time are inside a step."""
     from bigtrain.data.ensure import ensure_prepared
-    from bigtrain.training.loop import build_engine, build_loader
+    from bigtrain.training.build import build_engine, build_loader
     from bigtrain.training.runtime import seed_step
 
     loader = build_loader(plan, ensure_prepared(plan.recipe))
@@ -137,7 +137,7 @@ def run_hf(plan: Any, steps: int) -> tuple[list[float], list[int]]:
 
 def _rows_for_hf(plan: Any, steps: int) -> tuple[list[dict[str, Any]], list[int]]:
     from bigtrain.data.ensure import ensure_prepared
-    from bigtrain.training.loop import build_loader
+    from bigtrain.training.build import build_loader
 
     loader = build_loader(plan, ensure_prepared(plan.recipe))
     rows, tokens = [], []
@@ -155,7 +155,7 @@ def _hf_model(plan: Any) -> Any:
     import transformers
 
     from bigtrain.models.hf import to_hugging_face
-    from bigtrain.training.loop import build_plan_model
+    from bigtrain.training.build import build_plan_model
 
     config, _ = to_hugging_face(plan.model, build_plan_model(plan).state_dict())
     kind = {"bert": "BertForMaskedLM", "gpt": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[plan.model.family]

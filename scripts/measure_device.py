@@ -67,7 +67,7 @@ def main() -> None:
 def measure(keys: list[str], hardware: Any) -> dict[str, Any]:
     """Take steps of one configuration in this process; return what was predicted and measured."""
     from bigtrain.data.cache import cache_folder
-    from bigtrain.training.loop import build_engine
+    from bigtrain.training.build import build_engine
     from bigtrain.training.peak import peak_flops
 
     plan = _plan(keys, hardware)

@@ -43,7 +43,9 @@ LEAN = (
     "optim/kernels.py",
     "optim/schedule.py",
     "planner/*.py",
+    "recipe_commands.py",
     "recompute/policy.py",
+    "rendering/*.py",
     "sharding/*cost.py",
     "units.py",
 )

@@ -24,7 +24,7 @@ from bigtrain.memory.measure import measure
 from bigtrain.memory.predict import buffer_bytes, predict
 from bigtrain.planner import hardware
 from bigtrain.planner.plan import Plan
-from bigtrain.training.loop import build_engine, build_loader
+from bigtrain.training.build import build_engine, build_loader
 
 TOLERANCE = 0.0005
 """A tenth of what is promised: the scalars of a step, in models as small as these."""

@@ -19,7 +19,7 @@ from bigtrain.config.schema import Recipe
 from bigtrain.errors import RecipeError
 from bigtrain.planner import hardware
 from bigtrain.planner.plan import Plan
-from bigtrain.training.loop import build_engine
+from bigtrain.training.build import build_engine
 from bigtrain.training.runtime import seed_step
 
 FAMILIES = ("bert", "gpt", "llama")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from bigtrain.checkpoint import tensors
+from bigtrain.checkpoint.optimizer import load_optimizer, optimizer_state, own_states, state_format
 from bigtrain.checkpoint.store import CheckpointStore
+from bigtrain.checkpoint.stored import StoredTensors, file_name
 from bigtrain.data.loader import Loader
 from bigtrain.engine import Engine
 from bigtrain.errors import CheckpointError
+from bigtrain.sharding.part import Part
 
 WEIGHTS, OPTIMIZER, STATE, PLAN, TOKENIZER = (
     "weights.safetensors",
@@ -24,6 +25,14 @@ WEIGHTS, OPTIMIZER, STATE, PLAN, TOKENIZER = (
     "plan.yaml",
     "tokenizer.json",
 )
+"""The files of a checkpoint. On several ranks the tensors are in more than one: `stored.file_name`."""
+
+
+class Held(NamedTuple):
+    """What is kept here of a parameter or a buffer, and which part of it that is."""
+
+    tensor: Tensor
+    part: Part
 
 
 @dataclass
@@ -42,18 +51,27 @@ class TrainState:
         return self.engine.steps_taken
 
     def save(self, store: CheckpointStore, texts: Mapping[str, str]) -> Path:
-        """Publish the state as a checkpoint; `texts` (the plan, the tokenizer) go into it as files."""
-        moments, counters = optimizer_state(self.engine)
+        """Publish the state as a checkpoint; `texts` (the plan, the tokenizer) go into it as files.
+
+        On several ranks all call this together. Those that have a whole model between them write a file each.
+        """
+        engine = self.engine
         counts = {
             "step": self.step,
             "tokens": self.tokens,
             "loader": self.loader.state_dict(),
-            "loss_scale": self.engine.loss_scale.state_dict(),
-            "optimizer_class": type(self.engine.optimizer).__name__,
-            "optimizer": counters,
+            "loss_scale": engine.loss_scale.state_dict(),
+            "optimizer_class": type(engine.optimizer).__name__,
+            "optimizer_format": state_format(engine),
+            "optimizer": optimizer_state(engine)[1],
         }
-        files = {WEIGHTS: dict(weights(self.engine.model)), OPTIMIZER: moments}
-        return store.save(self.step, files, {**texts, STATE: json.dumps(counts)})
+        files: dict[str, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Part]] = {}
+        if engine.writes:
+            for kind, (tensors, cut) in ((WEIGHTS, own_weights(engine)), (OPTIMIZER, own_states(engine))):
+                name = file_name(kind, engine.shard_rank, engine.shards)
+                files[name], parts[name] = tensors, cut
+        return store.save(self.step, files, {**texts, STATE: json.dumps(counts)}, parts)
 
     def restore(self, folder: Path, *, other_data: bool = False) -> None:
         """Become the state that a verified checkpoint holds.
@@ -65,12 +83,17 @@ class TrainState:
         if used != here:
             text = f"its optimizer states are of {used}, not of {here}"
             raise CheckpointError(f"{folder}: {text}; start a new run with train.init_from={folder}")
-        load_weights(self.engine.model, folder)
-        load_optimizer(self.engine, folder, counts["optimizer"])
+        self.load_weights(folder)
+        used_format = counts.get("optimizer_format", state_format(self.engine))
+        load_optimizer(self.engine, StoredTensors(folder, OPTIMIZER), counts["optimizer"], used_format)
         self.engine.loss_scale.load_state_dict(counts["loss_scale"])
         self.engine.steps_taken = counts["step"]
         self.tokens = counts["tokens"]
         self.loader.load_state_dict(counts["loader"], other_data=other_data)
+
+    def load_weights(self, folder: Path) -> None:
+        """Take over this rank's part of a verified checkpoint's weights. Raises CheckpointError as `load_weights`."""
+        _load(dict(held_weights(self.engine)), folder)
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -82,48 +105,44 @@ def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor.detach()
 
 
+def held_weights(engine: Engine) -> Iterator[tuple[str, Held]]:
+    """Yield what this rank keeps of each of a model's weights; of buffers it is all."""
+    parameters, parts = engine.parameters, engine.parts
+    for name, tensor in weights(engine.model):
+        if name in parameters:
+            yield name, Held(parameters[name].detach(), parts[name])
+        else:
+            yield name, Held(tensor, Part.of_whole(tuple(tensor.shape)))
+
+
+def own_weights(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Part]]:
+    """Return the weights that this rank writes, and which of them are parts: of buffers the first rank writes all."""
+    held, parts = dict(held_weights(engine)), engine.parts
+    if engine.shards == 1:
+        return {name: tensor for name, (tensor, _) in held.items()}, {}
+    written = {name: tensor for name, (tensor, _) in held.items() if name in parts or engine.shard_rank == 0}
+    return written, parts
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Copy a checkpoint's weights into a model, one tensor at a time.
+    """Copy a verified checkpoint's weights into a model that is whole here, one tensor at a time.
 
     Raises CheckpointError with the first three differences, before anything is changed, if names or shapes differ.
     """
-    path = folder / WEIGHTS
-    wanted = dict(weights(model))
-    present = {name: entry.shape for name, entry in tensors.read_header(path).items()}
+    _load({name: Held(tensor, Part.of_whole(tuple(tensor.shape))) for name, tensor in weights(model)}, folder)
+
+
+def _load(wanted: Mapping[str, Held], folder: Path) -> None:
+    stored = StoredTensors(folder, WEIGHTS)
+    present = {name: stored.shape(name) for name in stored.entries}
     differences = [f"{name} is absent" for name in wanted if name not in present]
     differences += [f"{name} is not in the model" for name in present if name not in wanted]
     differences += [
-        f"{name} is {tuple(present[name])}, in the model {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in present and present[name] != tensor.shape
+        f"{name} is {present[name]}, in the model {held.part.whole}"
+        for name, held in wanted.items()
+        if name in present and present[name] != held.part.whole
     ]
     if differences:
-        raise CheckpointError(f"{path}: weights of another model: " + "; ".join(differences[:3]))
-    for name, tensor in tensors.read_tensors(path):
-        wanted[name].copy_(tensor)
-
-
-def optimizer_state(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an optimizer's states as tensors and as plain values, each under `PARAMETER.KEY`."""
-    moments: dict[str, Tensor] = {}
-    counters: dict[str, Any] = {}
-    for name, parameter in engine.model.named_parameters():
-        for key, value in engine.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                moments[f"{name}.{key}"] = value
-            else:
-                counters[f"{name}.{key}"] = value
-    return moments, counters
-
-
-def load_optimizer(engine: Engine, folder: Path, counters: Mapping[str, Any]) -> None:
-    """Give an optimizer the states of a checkpoint. Raises CheckpointError for a state of an unknown parameter."""
-    parameters = dict(engine.model.named_parameters())
-    on_device = any(group.get("fused") or group.get("capturable") for group in engine.optimizer.param_groups)
-    for full_name, value in itertools.chain(counters.items(), tensors.read_tensors(folder / OPTIMIZER)):
-        name, _, key = full_name.rpartition(".")
-        if name not in parameters:
-            raise CheckpointError(f"{folder / OPTIMIZER}: a state of {name!r}, which is not in the model")
-        if isinstance(value, Tensor) and (key != "step" or on_device):
-            value = value.to(parameters[name].device)
-        engine.optimizer.state[parameters[name]][key] = value
+        raise CheckpointError(f"{stored.files[0]}: weights of another model: " + "; ".join(differences[:3]))
+    for name in stored.entries:
+        wanted[name].tensor.copy_(stored.read(name, wanted[name].part))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bigtrain.checkpoint import boxes
 from bigtrain.errors import CheckpointError
+from bigtrain.sharding.part import Part
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -32,6 +34,9 @@ CHUNK_BYTES = 16 * 2**20
 MAX_HEADER_BYTES = 100 * 2**20
 """The bound of the safetensors library itself."""
 
+METADATA = "__metadata__"
+"""The header's entry for texts by name: here, for each tensor that is a part of a larger one, which part."""
+
 
 class Digest(NamedTuple):
     """Size and checksums of a file."""
@@ -42,12 +47,16 @@ class Digest(NamedTuple):
 
 
 class TensorEntry(NamedTuple):
-    """Where a tensor stands in a file, and what it is; `start` and `size` in bytes."""
+    """Where a tensor stands in a file, and what it is; `start` and `size` in bytes.
+
+    `part` says of what it is a part, None of itself. Its shape is another one where numbers are packed.
+    """
 
     dtype: torch.dtype
     shape: torch.Size
     start: int
     size: int
+    part: Part | None = None
 
 
 class DigestingFile:
@@ -94,9 +103,13 @@ def write_bytes(path: Path, data: bytes) -> Digest:
         return file.close()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
-    """Write tensors to a new safetensors file; one at a time is copied, and none that is contiguous on the CPU."""
-    header, end = {}, 0
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], parts: Mapping[str, Part] | None = None) -> Digest:
+    """Write tensors to a new safetensors file; one at a time is copied, and none that is contiguous on the CPU.
+
+    `parts` say, by name, which of them are parts of larger tensors.
+    """
+    header: dict[str, Any] = {METADATA: {name: boxes.to_text(part) for name, part in parts.items()}} if parts else {}
+    end = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + size]}
@@ -121,7 +134,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             raise CheckpointError(f"{path}: damaged: a header of {length} bytes in a file of {size}")
         try:
             header = json.loads(file.read(length))
-            entries = {name: _entry(item, 8 + length) for name, item in header.items() if name != "__metadata__"}
+            parts = {name: boxes.from_text(text) for name, text in header.pop(METADATA, {}).items() if name in header}
+            entries = {name: _entry(item, 8 + length, parts.get(name)) for name, item in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: damaged: its header is not one of safetensors") from error
     if any(entry.start + entry.size > size for entry in entries.values()):
@@ -129,24 +143,36 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def _entry(item: Mapping[str, Any], base: int) -> TensorEntry:
+def _entry(item: Mapping[str, Any], base: int, part: Part | None) -> TensorEntry:
     dtype, shape = TORCH_DTYPES[item["dtype"]], torch.Size(item["shape"])
     start, end = item["data_offsets"]
     if end - start != shape.numel() * dtype.itemsize or start < 0:
         raise ValueError(f"{item}: offsets do not fit the shape")
-    return TensorEntry(dtype, shape, base + start, end - start)
+    return TensorEntry(dtype, shape, base + start, end - start, part)
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and tensors of a safetensors file, one at a time, each in host memory of its own."""
-    entries = read_header(path)
+    for name, entry in read_header(path).items():
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        read_runs(path, entry, [boxes.Run(0, 0, tensor.numel())], tensor)
+        yield name, tensor
+
+
+def read_runs(path: Path, entry: TensorEntry, runs: Iterable[boxes.Run], into: Tensor) -> None:
+    """Read runs of a tensor's elements into a contiguous tensor of its dtype on the CPU, and nothing else of it.
+
+    Raises CheckpointError where the file ends before.
+    """
+    wanted, width = [run for run in runs if run.length], entry.dtype.itemsize
+    if not wanted:
+        return
+    memory = _bytes_of(into.view(-1).view(torch.uint8))
     with path.open("rb") as file:
-        for name, entry in entries.items():
-            tensor = torch.empty(entry.shape, dtype=entry.dtype)
-            if entry.size:
-                file.seek(entry.start)
-                file.readinto(_bytes_of(tensor.view(-1).view(torch.uint8)))
-            yield name, tensor
+        for run in wanted:
+            file.seek(entry.start + run.source * width)
+            if file.readinto(memory[run.target * width : (run.target + run.length) * width]) != run.length * width:
+                raise CheckpointError(f"{path}: damaged: it ends before its tensors do")
 
 
 def _bytes_of(flat: Tensor) -> memoryview:

@@ -12,35 +12,27 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from bigtrain.config.types import (
     Auto,
+    Betas,
     Bytes,
     Count,
     CountOrZero,
-    Expects,
     Fraction,
     Kept,
     NodeRange,
     NonNegative,
     OpenFraction,
     Positive,
+    RunName,
     Seconds,
     Stage,
     Text,
     WarmUp,
+    Word,
 )
 
 Family = Literal["bert", "gpt", "llama"]
 RecomputePolicy = Literal["none", "selective", "full", "offload"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "aim", "swanlab", "comet"]
-Betas = Annotated[
-    list[Fraction], Field(min_length=2, max_length=2), Expects("a list of two numbers from 0 up to, not including, 1")
-]
-
-
-RunName = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
-    Expects("a name of letters, digits, '.', '_' and '-' that starts with a letter or digit"),
-]
 
 
 class Section(BaseModel):
@@ -254,7 +246,15 @@ class ClusterSection(Section):
     timeout: Seconds = 60.0
     """How long a rank waits for the others."""
     scheduler: Literal["local", "slurm", "kubernetes"] = "local"
-    """Who places the processes."""
+    """Who places the processes; `launch --render` prints the job file for another than `local`."""
+    time_limit: Seconds | None = None
+    """How long a job may run; null: as long as the scheduler lets it."""
+    partition: Word | None = None
+    """Slurm: the partition; null is the cluster's default."""
+    image: Word | None = None
+    """Kubernetes: the container image, with bigtrain in it."""
+    volume: Word | None = None
+    """Kubernetes: the PersistentVolumeClaim that holds the run folder and tokenized data, shared by all nodes."""
 
 
 class Recipe(Section):

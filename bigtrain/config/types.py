@@ -102,3 +102,12 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Expects("a numb
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), Expects("a number from 0 up to, not including, 1")]
 OpenFraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), Expects("a number above 0 and below 1")]
 Text = Annotated[str, Field(min_length=1), Expects("text")]
+Word = Annotated[str, Field(pattern=r"^[^\s#]+$"), Expects("text without spaces")]
+Betas = Annotated[
+    list[Fraction], Field(min_length=2, max_length=2), Expects("a list of two numbers from 0 up to, not including, 1")
+]
+RunName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+    Expects("a name of letters, digits, '.', '_' and '-' that starts with a letter or digit"),
+]

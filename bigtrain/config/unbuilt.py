@@ -11,24 +11,18 @@ from bigtrain.errors import Fault, RecipeError
 BUILT: dict[str, tuple[object, ...]] = {
     "train.objective": ("mlm", "clm"),
     "train.on_spike": ("ignore",),
-    "amp.reduce": ("fp32",),
     "sharding.engine": ("auto", "fsdp2"),
     "sharding.tensor_parallel": (1,),
     "checkpoint.asynchronous": (False,),
     "logging.sample_every": (None,),
     "logging.trackers": ("tensorboard",),
     "cluster.rendezvous": (None,),
-    "cluster.timeout": (60.0,),
-    "cluster.scheduler": ("local",),
 }
 """Keys of which only these values work; of a list, these entries. A key without a row works whole."""
 
 RUNNABLE: dict[str, tuple[object, ...]] = {
-    "sharding.zero_stage": (0,),
-    "sharding.replicate": (1,),
     "sharding.offload": ("none",),
     "cluster.nodes": (1,),
-    "cluster.devices_per_node": (1,),
 }
 """Keys that can be planned whole, and of a plan that is to run only with these values."""
 

@@ -108,7 +108,8 @@ def buffer_bytes(recipe: Recipe, model: ModelConfig, *, accumulated: bool, devic
     accumulated = accumulated and world_size == 1  # sharded gradients have the dtype of the weights
     named = (section.name, section.state, recipe.amp.master_weights)
     sizes = (list(shapes.values()), matrices(shapes))
-    return optim_cost.buffer_bytes(*named, *sizes, accumulated=accumulated, device=device)
+    sharded = world_size > 1 and layout_of(recipe, world_size).shards > 1
+    return optim_cost.buffer_bytes(*named, *sizes, accumulated=accumulated, sharded=sharded, device=device)
 
 
 def micro_batch(recipe: Recipe, micro_batch_size: int) -> MicroBatch:
@@ -142,15 +143,18 @@ def step_numbers(recipe: Recipe, layout: Layout, *, slow_bf16: bool) -> Numbers:
     return replace(found, weight=size, gradient=FLOAT if layout.alone and layout.accumulated else size)
 
 
-def torch_threads() -> int:
-    """Return how many threads torch computes with here: OMP_NUM_THREADS, or one for each core that it may use."""
+def torch_threads(processes: int = 1) -> int:
+    """Return how many threads torch computes with in each of so many processes of this machine.
+
+    OMP_NUM_THREADS says so, or there is one for each core that they may use.
+    """
     written = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if written.isdigit():
         return max(1, int(written))
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     siblings = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in allowed]
     cores = {path.read_text() if path.is_file() else str(path) for path in siblings}
-    return len(cores)
+    return max(1, len(cores) // processes)
 
 
 class Step:

@@ -47,15 +47,15 @@ def state_parts(recipe: Recipe, name: str, shape: Shape) -> list[tuple[int, str]
 def update_bytes(recipe: Recipe, layout: Layout, name: str, shape: Shape, whole: Shape, device: str) -> int:
     """Return what the update of this rank's part of a parameter holds for a moment.
 
-    Muon orthogonalises whole matrices: each rank gathers the fp32 direction, and keeps its rows of the result.
+    Muon orthogonalises whole matrices, one on each rank at a time: a rank has its rows of all of these, fp32, and the
+    whole of its own.
     """
-    section, matrix = recipe.optimizer, is_matrix(name, shape)
-    if section.name == "muon" and matrix and shape != whole:
-        gathered, shape = FLOAT * math.prod(whole), whole
-    else:
-        gathered = 0
-    work = optim_cost.tensor_temporary_bytes(section.name, shape, matrix=matrix, device=device)
-    return gathered + work + _staged_bytes(recipe, layout, name, shape)
+    section, matrix, sharded = recipe.optimizer, is_matrix(name, shape), layout.shards > 1
+    dealt = sharded and matrix and section.name == "muon"
+    rows = FLOAT * layout.shards * math.prod(shape) if dealt else 0
+    worked = whole if dealt else shape
+    work = optim_cost.tensor_temporary_bytes(section.name, worked, matrix=matrix, sharded=sharded, device=device)
+    return rows + work + _staged_bytes(recipe, layout, name, shape)
 
 
 def host_bytes(recipe: Recipe, model: ModelConfig, world_size: int) -> int:

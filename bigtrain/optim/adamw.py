@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ class AdamW(Piecewise):
     after another. States: `step`, `exp_avg`, `exp_avg_sq`, and by format `exp_avg_scale`, `exp_avg_sq_scale`,
     `remainder`.
     """
+
+    elementwise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -49,11 +51,12 @@ class AdamW(Piecewise):
         super()._step_all(rest, group)
 
     def _is_whole(self, parameter: Tensor, group: Group) -> bool:
-        """Tell whether a parameter, its gradient and its states are all fp32."""
+        """Tell whether a parameter, its gradient and its states are all fp32, and on the device."""
         assert parameter.grad is not None
         moments = self._moments(parameter)
         return (
-            isinstance(self.weights, Full)
+            self.staging is None
+            and isinstance(self.weights, Full)
             and self.weights.dtype == torch.float32 == parameter.grad.dtype
             and all(type(codec) is Plain for codec in moments)
         )

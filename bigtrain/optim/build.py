@@ -24,13 +24,15 @@ def build_optimizer(
     *,
     master_weights: str = "fp32",
     matrices: Collection[Tensor] | None = None,
+    sharded: bool = False,
 ) -> Optimizer:
     """Return the optimizer that a recipe names, at its peak learning rate.
 
     `master_weights` is `amp.master_weights`; the parameters already have its dtype. `matrices` are those that Muon
     orthogonalises: the matrices of the repeated blocks. Without it Muon takes all of two dims; embeddings and heads,
     which an optimizer cannot tell from others, should be kept out by giving it. Plain fp32 LAMB on CUDA is NVIDIA
-    apex's where that is installed. Adafactor has no use for `betas` and `eps`.
+    apex's where that is installed, unless the parameters are `sharded`, this rank's rows of them. Adafactor has no use
+    for `betas` and `eps`.
 
     Raises InputError for a combination that does not exist, before anything is made.
     """
@@ -45,7 +47,7 @@ def build_optimizer(
         return Muon(_muon_groups(trained, section.weight_decay, matrices), **options, **formats)
     if section.name == "adamw":
         return AdamW(groups, **options, **formats)
-    if section.state == master_weights == "fp32" and _suits_apex(trained):
+    if section.state == master_weights == "fp32" and not sharded and _suits_apex(trained):
         return fused_lamb(groups, **options)
     return Lamb(groups, **options, **formats)
 

@@ -32,7 +32,29 @@ NOISE_ELEMENTS = 4096
 NORM_CHUNK_ELEMENTS = 2**20
 """Elements of a gradient below fp32 that gradient release converts at a time, for the gradient's norm."""
 
+EXCHANGED_ELEMENTS = 2**18
+"""Column sums that Adafactor adds up over ranks at once: a megabyte, so that latency does not count."""
+
+STAGES = 2
+"""Pieces of what is on the host that are on the device at a time: one is updated while the next arrives."""
+
+STAGED_MULTIPLE = 512
+"""Bytes of which each tensor that visits fills whole ones: there it begins as tensors of their own would."""
+
 Shape = Sequence[int]
+
+
+def staged_bytes(sizes: Iterable[int]) -> int:
+    """Return the memory on the device that one piece takes, of tensors of these sizes, while it visits."""
+    return sum(STAGED_MULTIPLE * block_count(size, STAGED_MULTIPLE) for size in sizes)
+
+
+def releasable(name: str, *, sharded: bool) -> bool:
+    """Tell whether an optimizer can update a parameter inside the backward pass, where others have its other rows.
+
+    Those that look at whole parameters would have to wait for other ranks there.
+    """
+    return name == "adamw" or not sharded
 
 
 def state_bytes(name: str, parameters: int, tensors: int) -> int:
@@ -78,7 +100,7 @@ def tensor_state_parts(
     elements = math.prod(shape)
     remainder = (elements,) if master_weights == "split24" else ()
     if name == "adafactor":
-        sums = (4 * shape[0], 4 * (elements // max(1, shape[0]))) if len(shape) >= 2 else (4 * elements,)
+        sums = (4 * shape[0], 4 * math.prod(shape[1:])) if len(shape) >= 2 else (4 * elements,)
         return (4, *sums, *remainder)
     moments = 1 if name == "muon" and matrix else 2
     return (4, *moments * _moment_parts(state, elements), *remainder)
@@ -159,11 +181,13 @@ def buffer_bytes(
     matrices: Collection[int] | None = None,
     *,
     accumulated: bool = False,
+    sharded: bool = False,
     device: str = "cpu",
 ) -> int:
     """Return the bytes of work buffers and noise tables, which an optimizer makes in its first step and keeps.
 
-    Gradients have the dtype of the weights, or are fp32 where those of several micro-batches are `accumulated`.
+    Gradients have the dtype of the weights, or are fp32 where those of several micro-batches are `accumulated`. Where
+    parameters are `sharded`, the shapes are those of this rank's rows.
     """
     check(name, state, master_weights)
     used = {
@@ -175,13 +199,26 @@ def buffer_bytes(
         used.discard("gradient")
     elements = adafactor_piece(device, shapes) if name == "adafactor" else piece_elements(device, shapes)
     tables = sum(1 for buffer in used if buffer.startswith("noise"))
-    return 4 * buffer_elements(elements) * (len(used) - tables) + 4 * (NOISE_ELEMENTS + DITHER_WINDOWS) * tables
+    exchanged = exchanged_elements(shapes) if sharded and name == "adafactor" else 0
+    work = buffer_elements(elements) * (len(used) - tables) + (NOISE_ELEMENTS + DITHER_WINDOWS) * tables
+    return 4 * (work + exchanged)
 
 
-def tensor_temporary_bytes(name: str, shape: Shape, *, matrix: bool = False, device: str = "cpu") -> int:
-    """Return what the update of one tensor holds for a moment: Muon's iteration on a matrix, Adafactor's sums."""
+def exchanged_elements(shapes: Iterable[Shape]) -> int:
+    """Return the elements in which Adafactor adds up columns over ranks; each matrix takes one more than it has."""
+    largest = max((1 + math.prod(shape[1:]) for shape in shapes if len(shape) >= 2), default=0)
+    return max(EXCHANGED_ELEMENTS, largest) if largest else 0
+
+
+def tensor_temporary_bytes(
+    name: str, shape: Shape, *, matrix: bool = False, sharded: bool = False, device: str = "cpu"
+) -> int:
+    """Return what the update of one tensor holds for a moment: Muon's iteration on a matrix, Adafactor's sums.
+
+    Where parameters are `sharded`, Adafactor has the sums of columns in a buffer, and the shape is that of the rows.
+    """
     if name == "adafactor":
-        return _adafactor_bytes(shape, device)
+        return _adafactor_bytes(shape, sharded)
     return _muon_bytes(shape, device) if name == "muon" and matrix else 0
 
 
@@ -228,12 +265,11 @@ def row_piece(device: str, shape: Shape) -> int:
     return columns * min(shape[0], max(1, PIECE_ELEMENTS[device] // columns))
 
 
-def _adafactor_bytes(shape: Shape, device: str) -> int:
+def _adafactor_bytes(shape: Shape, sharded: bool) -> int:
     """Return the bytes of one tensor's row and column means, and of a piece's own column sums."""
     if len(shape) < 2:
         return 0
-    columns = math.prod(shape[1:])
-    return 4 * (shape[0] + 2 * columns)
+    return 4 * (shape[0] + (1 if sharded else 2) * math.prod(shape[1:]))
 
 
 def _is_matrix(place: int, shape: Shape, matrices: Collection[int] | None) -> bool:

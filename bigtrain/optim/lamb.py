@@ -13,6 +13,9 @@ from bigtrain.optim.pieces import Workspace
 from bigtrain.optim.piecewise import Group, Piece, Piecewise, bias_corrections
 from bigtrain.optim.quantize import Codec, State
 
+Corrections = tuple[Tensor, Tensor]
+"""What `bias_corrections` returns."""
+
 
 class Lamb(Piecewise):
     """Take LAMB steps.
@@ -23,6 +26,7 @@ class Lamb(Piecewise):
 
     A tensor whose norm, or whose update's norm, is zero takes a step of ratio 1. A tensor is gone through twice, for
     its norms and for its weights; with states below fp32 the second time reads the moments as they were rounded.
+    Ranks that have rows of the tensors add up the norms of all of a group's at once.
     """
 
     def __init__(
@@ -39,11 +43,30 @@ class Lamb(Piecewise):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults, state=state, master_weights=master_weights)
 
+    def _step_all(self, parameters: list[Tensor], group: Group) -> None:
+        if self.exchange is None or not group["weight_decay"] or not parameters:
+            super()._step_all(parameters, group)
+            return
+        states = [self._begin(parameter, group) for parameter in parameters]
+        corrections = [bias_corrections(state["step"], group["betas"]) for state in states]
+        steps = list(zip(parameters, states, corrections, strict=True))
+        squares = torch.stack([self._average(*step, group) for step in steps])
+        ratios = _trust_ratio(self.exchange.add(squares))
+        for step, ratio in zip(steps, ratios, strict=True):
+            self._move(*step, group, group["lr"] * ratio)
+        for state in states:
+            self._end(state)
+
     def _step_one(self, parameter: Tensor, state: State, group: Group) -> None:
-        codecs = self._moments(parameter)
-        work = self._work(parameter)
-        corrections = bias_corrections(state["step"], group["betas"])
-        squares = torch.zeros(2, dtype=torch.float64, device=parameter.device)
+        step = parameter, state, bias_corrections(state["step"], group["betas"])
+        squares = self._average(*step, group)
+        scale = group["lr"] * _trust_ratio(squares) if group["weight_decay"] else group["lr"]
+        self._move(*step, group, scale)
+
+    def _average(self, parameter: Tensor, state: State, corrections: Corrections, group: Group) -> Tensor:
+        """Put the gradient into the moments; return the squared norms of the weights and of their update, fp64."""
+        codecs, work = self._moments(parameter), self._work(parameter)
+        squares = torch.zeros(2, dtype=torch.float64, device=self._device(parameter))
         for piece in self._pieces(parameter, state, codecs, work):
             with self._restored([view for views in piece.moments for view in views]):
                 moments = self._averaged(piece, codecs, work, group)
@@ -52,7 +75,13 @@ class Lamb(Piecewise):
                 squares += torch.stack([torch.dot(weight, weight), torch.dot(update, update)])
                 for codec, views in zip(codecs, piece.moments, strict=True):
                     codec.store(views, piece.size, work, piece.window)
-        scale = group["lr"] * _trust_ratio(squares) if group["weight_decay"] else group["lr"]
+        return squares
+
+    def _move(
+        self, parameter: Tensor, state: State, corrections: Corrections, group: Group, scale: Tensor | float
+    ) -> None:
+        """Take `scale` times the update from the weights."""
+        codecs, work = self._moments(parameter), self._work(parameter)
         for piece in self._pieces(parameter, state, codecs, work):
             with self._restored(piece.weight):
                 moments = self._loaded(piece, codecs, work)
@@ -89,6 +118,7 @@ def fused_lamb(groups: list[Group], **options: Any) -> Optimizer:
 
     class Apex(FusedLAMB):  # type: ignore[misc]
         found_inf: Tensor | None = None
+        elementwise = False
 
         def step(self, closure: Callable[[], float] | None = None) -> float | None:
             loss = closure() if closure is not None else None
@@ -108,7 +138,7 @@ def fused_lamb(groups: list[Group], **options: Any) -> Optimizer:
 
 
 def _direction(
-    moments: list[Tensor], weight: Tensor, corrections: tuple[Tensor, Tensor], group: Group, work: Workspace
+    moments: list[Tensor], weight: Tensor, corrections: Corrections, group: Group, work: Workspace
 ) -> Tensor:
     """Return Adam's step of length 1, weight decay added, in the work buffer `update`."""
     first, second = moments
@@ -119,7 +149,7 @@ def _direction(
 
 
 def _trust_ratio(squares: Tensor) -> Tensor:
-    """Return |weights| / |update| from their squares, 1 where either is zero, without a host synchronisation."""
-    weight, update = squares.sqrt().unbind()
+    """Return |weights| / |update| from squares in the last dim, 1 where either is zero, without the host waiting."""
+    weight, update = squares.sqrt().unbind(-1)
     ratio = weight / update
     return torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, torch.ones_like(ratio))

@@ -65,6 +65,12 @@ class Workspace:
         whole = block_count(elements, NOISE_ELEMENTS) * NOISE_ELEMENTS
         return self._view(name, whole, -NOISE_ELEMENTS if integers else NOISE_ELEMENTS)
 
+    def room(self, name: str, elements: int) -> Tensor:
+        """Return an fp32 buffer of that name and a size of its own; it grows where it is too small."""
+        if len(self._buffers.get(name, ())) < elements:
+            self._buffers[name] = torch.empty(elements, dtype=torch.float32, device=self.device)
+        return self._buffers[name]
+
     def _view(self, name: str, elements: int, kind: int) -> Tensor:
         # Kept, since making a view costs as much time as some thousand elements of arithmetic.
         if (name, elements, kind) not in self._views:

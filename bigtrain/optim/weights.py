@@ -18,6 +18,7 @@ from bigtrain.optim.quantize import State
 
 BUFFER = "weight"
 REMAINDER = "remainder"
+MASTER = "master"
 
 
 class WeightFormat(Protocol):
@@ -106,6 +107,26 @@ class Split24(Rounded):
         torch.add(bits, 2**15, out=halves).bitwise_right_shift_(shift(16))
         upper.view(torch.int16).copy_(halves)
         remainder.copy_(bits.bitwise_right_shift_(shift(8)))
+
+
+class Mastered(Full):
+    """`fp32` with offload: an fp32 master in the state, on the host; the parameter is it, rounded as it computes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def split(self, parameter: Tensor, state: State, elements: int) -> list[Views]:
+        """Return the pieces of the parameter and of its master, which is in the state before the first step."""
+        return list(zip(split(parameter, elements), split(state[MASTER], elements), strict=True))
+
+    def load(self, views: Views, work: Workspace) -> Tensor:
+        """Return the piece of the master."""
+        return views[1]
+
+    def store(self, views: Views, work: Workspace, window: Window) -> None:
+        """Round the master to nearest, which is what a layer that reads it would do."""
+        parameter, master = views
+        parameter.copy_(master)
 
 
 def weight_format(name: str) -> WeightFormat:

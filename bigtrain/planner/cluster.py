@@ -11,18 +11,18 @@ DEVICES_PER_NODE = 8
 """The most that `devices_per_node: auto` puts into one machine when a world size is given, as machines have them."""
 
 
-def placed(recipe: Recipe, world_size: int | None) -> tuple[Recipe, int]:
+def placed(recipe: Recipe, world_size: int | None, *, devices: int = 1) -> tuple[Recipe, int]:
     """Return the recipe with its machines and their devices as numbers, and the number of ranks.
 
     Of `least:most` nodes the least count: the fewer ranks share the state, the more each holds. A given world size
-    decides the number of machines. Raises RecipeError if it does not divide into machines, or the batch into ranks.
+    decides the number of machines; without it `auto` devices of each are so many as this one has. Raises RecipeError if it does not divide into machines, or the batch into ranks.
     """
-    devices, nodes = recipe.cluster.devices_per_node, recipe.cluster.nodes
+    written, nodes = recipe.cluster.devices_per_node, recipe.cluster.nodes
     if world_size is None:
-        devices = 1 if devices == "auto" else devices
+        devices = devices if written == "auto" else written
         ranks = devices * int(str(nodes).partition(":")[0])
     else:
-        devices = _most_per_node(world_size) if devices == "auto" else devices
+        devices = _most_per_node(world_size) if written == "auto" else written
         if world_size % devices:
             text = f"{devices} devices a machine do not divide a world size of {world_size}"
             use = f"use a divisor, such as {_most_per_node(world_size)}, or auto"
@@ -31,8 +31,18 @@ def placed(recipe: Recipe, world_size: int | None) -> tuple[Recipe, int]:
     cluster = recipe.cluster.model_copy(update={"devices_per_node": devices, "nodes": nodes})
     placed = recipe.model_copy(update={"cluster": cluster})
     if faults := batch_faults(placed, [ranks]):
-        raise RecipeError(*faults)
+        hint = _what_would_do(recipe, ranks)
+        raise RecipeError(*(one._replace(text=one.text + hint) for one in faults))
     return placed, ranks
+
+
+def _what_would_do(recipe: Recipe, ranks: int) -> str:
+    """Return the global batch or the number of ranks to write where ranks would have no row at all, else nothing."""
+    rows, micro = recipe.train.global_batch_size, recipe.train.micro_batch_size
+    share = ranks if micro == "auto" else ranks * micro
+    if rows >= share:
+        return ""
+    return f"; write train.global_batch_size={share}, or use at most {rows * ranks // share} ranks"
 
 
 def _most_per_node(world_size: int) -> int:

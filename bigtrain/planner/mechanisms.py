@@ -7,7 +7,7 @@ from typing import Any
 
 from bigtrain.amp import rules
 from bigtrain.config.keys import listed
-from bigtrain.config.schema import AmpSection, Recipe, RecomputeSection
+from bigtrain.config.schema import AmpSection, ClusterSection, Recipe, RecomputeSection, ShardingSection
 from bigtrain.config.shape_checks import fault, nearest_divisors
 from bigtrain.errors import Fault
 from bigtrain.optim.cost import supported_states
@@ -22,10 +22,10 @@ def mechanism_faults(recipe: Recipe, hardware: Hardware, accumulation_steps: int
 
 
 def without_mechanisms(recipe: Recipe) -> Recipe:
-    """Return a recipe in plain fp32, for whoever wants a run's model and not its training."""
+    """Return a recipe in plain fp32 on one process, for whoever wants a run's model and not its training."""
     optimizer = recipe.optimizer.model_copy(update={"gradient_release": False})
     plain = {"optimizer": optimizer, "amp": AmpSection(), "recompute": RecomputeSection(policy="none")}
-    return recipe.model_copy(update=plain)
+    return recipe.model_copy(update={**plain, "sharding": ShardingSection(), "cluster": ClusterSection()})
 
 
 def release_obstacles(recipe: Recipe, accumulation_steps: int) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from bigtrain.models import shape
 from bigtrain.planner import mechanisms
 from bigtrain.planner.choice import Choice
 from bigtrain.planner.hardware import Hardware
+from bigtrain.planner.links import Transfer
 from bigtrain.planner.rejection import Rejected
 from bigtrain.planner.search import Point, search
 from bigtrain.planner.search import sweep as sweep_search
@@ -31,7 +32,8 @@ class Plan:
 
     `memory` and `seconds` are predicted, of one rank's peak and of one step. `flops_per_token` counts forward and
     backward without recomputation, `mfu` those against the rate of matrix products that `rates_source` gives the
-    device. `rejected` says why other choices lost, of `searched` ones.
+    device. `rejected` says why other choices lost, of `searched` ones. `transfers` are what ranks send each other in a
+    step.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class Plan:
     rates_source: str
     rejected: tuple[Rejected, ...] = ()
     searched: int = 1
+    transfers: tuple[Transfer, ...] = ()
 
     @property
     def micro_batch_size(self) -> int:
@@ -130,6 +133,12 @@ class Plan:
                 "tokens_per_second": self.tokens_per_second,
                 "mfu": self.mfu,
                 "rates": self.rates_source,
+                "tokens_per_second_per_rank": self.tokens_per_second / self.world_size,
+            },
+            "communication": {
+                "seconds": sum(sent.seconds for sent in self.transfers),
+                "exposed_seconds": self.seconds.communication_seconds,
+                "collectives": [sent.as_object() for sent in self.transfers],
             },
             "parameters": self.parameters,
             "flops_per_token": self.flops_per_token,
@@ -180,6 +189,7 @@ def plan(
         rates_source=speed.source,
         rejected=tuple(found.rejected),
         searched=found.searched,
+        transfers=tuple(speed.transfers(found.choice)) if ranks > 1 else (),
     )
 
 

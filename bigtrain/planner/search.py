@@ -61,12 +61,12 @@ def search(recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size: i
     Raises RecipeError for mechanisms that do not go together, with the device or with the ranks, and DoesNotFit, with
     the cheapest change that would fit.
     """
-    _check(recipe, hardware, world_size)
+    check(recipe, hardware, world_size)
     offers = Offers(recipe, model, hardware, world_size)
     found = fastest(offers)
     if found is None:
         raise refused(offers)
-    _check_host(recipe, hardware, found)
+    check_host(recipe, hardware, found)
     space = settings(recipe, hardware, world_size)
     rows = mixes(recipe, model.num_hidden_layers, hardware)
     return Found(
@@ -79,7 +79,7 @@ def search(recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size: i
     )
 
 
-def _check_host(recipe: Recipe, hardware: Hardware, found: Best) -> None:
+def check_host(recipe: Recipe, hardware: Hardware, found: Best) -> None:
     """Raise DoesNotFit where what a rank offloads is more than its share of the host's memory, as the table has it."""
     row, needed = hardware.device, found.memory.host_bytes_peak or 0
     if hardware.kind == "cpu" or row is None or needed <= row.host_memory_bytes:
@@ -96,7 +96,7 @@ def sweep(
     recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size: int, budgets: Iterable[int]
 ) -> list[Point]:
     """Return the fastest choice within each budget, in bytes. Raises RecipeError as `search` does."""
-    _check(recipe, hardware, world_size)
+    check(recipe, hardware, world_size)
     offers, points = Offers(recipe, model, hardware, world_size), []
     for budget in budgets:
         offers = offers.within(budget)
@@ -109,7 +109,8 @@ def sweep(
     return points
 
 
-def _check(recipe: Recipe, hardware: Hardware, world_size: int) -> None:
+def check(recipe: Recipe, hardware: Hardware, world_size: int) -> None:
+    """Raise RecipeError for mechanisms that do not go together, with the device or with the ranks."""
     rows, micro = recipe.train.global_batch_size // world_size, recipe.train.micro_batch_size
     steps = rows // micro if micro != "auto" else 1
     if faults := mechanism_faults(recipe, hardware, steps, world_size):

@@ -10,6 +10,7 @@ from bigtrain.config.schema import Recipe
 from bigtrain.config.shape_checks import fault
 from bigtrain.data.vocabulary import vocabulary_size
 from bigtrain.errors import DataError, RecipeError
+from bigtrain.memory.predict import torch_threads
 from bigtrain.planner import hardware as hardware_module
 from bigtrain.planner.cluster import placed
 from bigtrain.planner.hardware import Hardware
@@ -25,8 +26,9 @@ def settled(
 
     Without `bounded` any budget will do. Raises RecipeError where the recipe asks for what is not there.
     """
-    hardware = chosen_hardware(recipe, hardware)
-    recipe, ranks = placed(recipe, world_size)
+    here = chosen_hardware(recipe, hardware)
+    recipe, ranks = placed(recipe, world_size, devices=here.devices)
+    hardware = _shared(recipe, here)
     model = resolve_model(recipe.model, vocab_size=_vocab_size(recipe), sequence_length=recipe.data.sequence_length)
     keys: dict[str, dict[str, Any]] = {
         "model": _shape_keys(recipe, model),
@@ -82,6 +84,14 @@ def _budget(recipe: Recipe, hardware: Hardware) -> int:
         )
         raise RecipeError(fault(recipe, "memory.budget", f"{text}; use auto, or less", "train.device"))
     return written
+
+
+def _shared(recipe: Recipe, hardware: Hardware) -> Hardware:
+    """Return a CPU with the threads that each of a machine's ranks has of it, where it does not say how many."""
+    ranks = recipe.cluster.devices_per_node
+    if hardware.kind != "cpu" or hardware.threads is not None or ranks in (1, "auto"):
+        return hardware
+    return dataclasses.replace(hardware, threads=torch_threads(ranks))
 
 
 UNBOUNDED_BYTES = 2**60

@@ -24,6 +24,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield ""
     yield from _titled("choice", choice_lines(plan.choice, plan.world_size))
     yield from _titled("speed", _speed_lines(plan))
+    yield from _titled("sent", _sent_lines(plan))
     yield from _memory_lines(plan)
     yield from _titled("not chosen", (f"{different_words(lost.different)}: {lost.reason}" for lost in plan.rejected))
     yield from _titled("warning", plan.warnings)
@@ -61,7 +62,8 @@ def _length(plan: Plan) -> str:
 
 def _speed_lines(plan: Plan) -> Iterator[str]:
     seconds = plan.seconds
-    rate = f"{plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}"
+    of_each = f", {plan.tokens_per_second / plan.world_size:,.0f} of a rank" if plan.world_size > 1 else ""
+    rate = f"{plan.tokens_per_second:,.0f} tokens/s{of_each}, MFU {plan.mfu:.1%}"
     yield f"{short_seconds(seconds.total)} a step: {rate} (predicted)"
     parts = {
         "forward": seconds.forward_seconds,
@@ -77,6 +79,20 @@ def _speed_lines(plan: Plan) -> Iterator[str]:
     if plan.total_steps is not None:
         yield f"the whole run takes {format_seconds(plan.total_steps * seconds.total)}"
     yield f"rates: {plan.rates_source}"
+
+
+def _sent_lines(plan: Plan) -> Iterator[str]:
+    """Yield what a rank sends in a step over which link, and how much of the time nothing hides."""
+    for sent in plan.transfers:
+        one = sent.collective
+        what = f"{KINDS[one.kind]} {format_bytes(one.sent_bytes)} over {one.ranks:,} ranks"
+        yield f"{sent.link}: {what}: {short_seconds(sent.seconds)}"
+    if plan.transfers:
+        whole, exposed = sum(sent.seconds for sent in plan.transfers), plan.seconds.communication_seconds
+        yield f"together {short_seconds(whole)} a step, of which {short_seconds(exposed)} hide behind nothing"
+
+
+KINDS = {"all_gather": "all-gather", "reduce_scatter": "reduce-scatter", "all_reduce": "all-reduce"}
 
 
 def _memory_lines(plan: Plan) -> Iterator[str]:

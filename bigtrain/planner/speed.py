@@ -16,11 +16,11 @@ from bigtrain.models.shape import loss_chunk_tokens, parameter_shapes, stored_pa
 from bigtrain.planner import update
 from bigtrain.planner.choice import Choice
 from bigtrain.planner.hardware import Hardware
-from bigtrain.planner.links import communication, links_of
+from bigtrain.planner.links import Transfer, exposed_seconds, links_of, transfers
 from bigtrain.planner.rates import rates_of
 from bigtrain.planner.roofline import Roofline
 from bigtrain.planner.work import ModelWork
-from bigtrain.sharding.cost import collectives
+from bigtrain.sharding.cost import REDUCE_BYTES, collectives, padded_elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,7 @@ class Speed:
         self._passes: dict[tuple[int, bool, str], _Passes] = {}
         self._updates: dict[tuple[str, str, bool, bool, int], float] = {}
         self._sent: dict[tuple[object, ...], float] = {}
+        self._transfers: dict[tuple[int, int, int], list[Transfer]] = {}
 
     def seconds(self, choice: Choice) -> StepSeconds:
         """Return what a step takes."""
@@ -168,22 +169,27 @@ class Speed:
             self._updates[key] = self._plain.elapsed((clipping + changing) * (1 / shards))
         return self._updates[key]
 
+    def transfers(self, choice: Choice) -> list[Transfer]:
+        """Return what ranks send each other in a step; nothing on one rank."""
+        shards, times = self._shards(choice), choice.accumulation_steps
+        key = (choice.zero_stage, shards, times)
+        if key not in self._transfers:
+            sent = collectives(
+                sum(padded_elements(shape, shards) for shape in self._shapes.values()),
+                choice.zero_stage,
+                shards,
+                self.world_size // shards,
+                times,
+                2 if self.recipe.amp.precision != "fp32" else FLOAT,
+                REDUCE_BYTES[self.recipe.amp.reduce],
+            )
+            self._transfers[key] = transfers(self._links, sent, groups=self._groups, world_size=self.world_size)
+        return self._transfers[key]
+
     def _communication(self, choice: Choice, forward_seconds: float, backward_seconds: float) -> float:
-        number = 2 if self.recipe.amp.precision != "fp32" else FLOAT
-        sent = collectives(
-            self._parameters,
-            choice.zero_stage,
-            self._shards(choice),
-            self.world_size // self._shards(choice),
-            choice.accumulation_steps,
-            number,
-            2 if self.recipe.amp.reduce == "bf16" else FLOAT,
-        )
-        return communication(
+        return exposed_seconds(
             self._links,
-            sent,
-            groups=self._groups,
-            world_size=self.world_size,
+            self.transfers(choice),
             accumulation_steps=choice.accumulation_steps,
             forward_seconds=forward_seconds,
             backward_seconds=backward_seconds,

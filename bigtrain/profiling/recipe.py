@@ -27,7 +27,7 @@ from bigtrain.planner.price import memory_of
 from bigtrain.planner.speed import Speed
 from bigtrain.profiling.result import Predicted, Profile
 from bigtrain.profiling.steps import LEAST_STEPS, Steps
-from bigtrain.training.loop import build_engine, build_loader
+from bigtrain.training.build import build_engine, build_loader
 from bigtrain.training.runtime import runtime
 
 

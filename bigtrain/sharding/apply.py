@@ -3,22 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from bigtrain.errors import InputError
-from bigtrain.sharding.cost import RESHARDING_STAGES, STAGES
+from bigtrain.sharding.cost import RESHARDING_STAGES, STAGES, local_shape
+from bigtrain.sharding.offload import pin, policy_of
+from bigtrain.sharding.part import Part
+
+OTHER_FORWARDS = ("evaluate", "logits")
+"""Methods of models that run a forward pass without being called as one: parameters are gathered for them, too."""
 
 
 class Sharded:
-    """A model that `shard` has cut up, and what its ranks exchange in which backward pass."""
+    """A model that `shard` has cut up, and what its ranks exchange in which backward pass.
 
-    def __init__(self, model: FSDPModule, zero_stage: int) -> None:
-        self.model, self.zero_stage = model, zero_stage
+    `parameters` are this rank's rows of each parameter by name, plain tensors in the same memory, for an optimizer;
+    some are empty. `parts` say which rows they are.
+    """
+
+    def __init__(self, model: FSDPModule, mesh: DeviceMesh, zero_stage: int) -> None:
+        assert isinstance(model, nn.Module)
+        self.model, self.mesh, self.zero_stage = model, mesh, zero_stage
+        self.whole = dict(model.named_parameters())
+        local = local_parameters(self.whole.values())
+        self.parameters: dict[str, nn.Parameter] = dict(zip(self.whole, local, strict=True))
+        self.parts = {name: self._part(parameter) for name, parameter in self.whole.items()}
+
+    @property
+    def shards(self) -> int:
+        """Return how many ranks share each parameter."""
+        return self.mesh.size(-1)
+
+    @property
+    def shard_rank(self) -> int:
+        """Return which of the parts this rank has."""
+        return self.mesh.get_local_rank(self.mesh.ndim - 1)
+
+    @property
+    def replicate(self) -> int:
+        """Return how many groups of ranks have a whole model each."""
+        return self.mesh.size() // self.shards
+
+    @property
+    def group(self) -> ProcessGroup:
+        """Return the ranks that share each parameter."""
+        return self.mesh.get_group(self.mesh.ndim - 1)
 
     def before_micro_batch(self, *, last: bool) -> None:
         """Say, before each forward pass, whether it is the last one of an optimizer step.
@@ -31,6 +72,17 @@ class Sharded:
         self.model.set_requires_all_reduce(last)
         self.model.set_reshard_after_backward(last or self.zero_stage in RESHARDING_STAGES)
 
+    def hand_over(self) -> None:
+        """Move the gradients that a backward pass has left to `parameters`."""
+        hand_over_gradients(self.whole.values(), self.parameters.values())
+
+    def _part(self, parameter: nn.Parameter) -> Part:
+        whole, shape = tuple(parameter.shape), tuple(_local(parameter.detach()).shape)
+        if not whole:
+            return Part.of_whole(whole)
+        first = min(self.shard_rank * local_shape(whole, self.shards)[0], whole[0])
+        return Part(whole, (first, *(0 for _ in whole[1:])), shape)
+
 
 def shard(
     model: nn.Module,
@@ -40,11 +92,13 @@ def shard(
     zero_stage: int,
     dtype: torch.dtype | None = None,
     reduce_dtype: torch.dtype = torch.float32,
+    offload: str = "none",
 ) -> Sharded:
     """Cut each parameter of a model by rows over the mesh's last dim; a first one of two dims holds replicas.
 
     `blocks` are gathered one by one, what is outside of them together. `dtype` is what parameters compute in where that
-    is not what they are kept in. Precision and recomputation are applied before, the optimizer is made afterwards, of
+    is not what they are kept in. With `offload` "all" this rank's parts and their gradients are in host memory; blocks
+    fetch theirs. Precision and recomputation are applied before, the optimizer is made afterwards, of
     `local_parameters`. Raises InputError for a stage that does not exist, and for another mesh.
     """
     if zero_stage not in STAGES:
@@ -53,9 +107,16 @@ def shard(
         use = "(replicate, 1)" if zero_stage == 0 else "(shards,) or (replicate, shards)"
         raise InputError(f"sharding: a mesh of shape {tuple(mesh.shape)} for stage {zero_stage}; use {use}")
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    policies: dict[str, Any] = {"mp_policy": policy, "offload_policy": policy_of(offload)}
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=zero_stage in RESHARDING_STAGES)
-    return Sharded(fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False), zero_stage)
+        fully_shard(block, mesh=mesh, **policies, reshard_after_forward=zero_stage in RESHARDING_STAGES)
+    root = fully_shard(model, mesh=mesh, **policies, reshard_after_forward=False)
+    if offload == "all":
+        pin(model, torch.device(mesh.device_type))
+    for method in OTHER_FORWARDS:
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
+    return Sharded(root, mesh, zero_stage)
 
 
 def local_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -18,6 +18,7 @@ from bigtrain.data.corpus import Corpus
 from bigtrain.data.loader import evaluation_batches
 from bigtrain.errors import DataError
 from bigtrain.planner.plan import Plan
+from bigtrain.world import ALONE, World, current_world
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Evaluation:
 
 
 def evaluate_plan(model: nn.Module, plan: Plan, corpus: Corpus, device: torch.device) -> Evaluation:
-    """Evaluate a bigtrain model on a corpus's validation split, as a plan's recipe says."""
-    recipe = plan.recipe
+    """Evaluate a bigtrain model on a corpus's validation split, as a plan's recipe says; each rank takes its share."""
+    recipe, world = plan.recipe, current_world()
     rows = evaluation_batches(
         corpus,
         objective=recipe.train.objective,
@@ -59,12 +60,19 @@ def evaluate_plan(model: nn.Module, plan: Plan, corpus: Corpus, device: torch.de
         masking_probability=recipe.train.masking_probability,
         micro_batch_size=plan.micro_batch_size,
         rows_limit=recipe.train.eval_rows,
+        rank=world.rank,
+        world_size=world.size,
     )
-    return evaluate(model, rows, unigram_surprisal(corpus), device)
+    return evaluate(model, rows, unigram_surprisal(corpus), device, world)
 
 
-def evaluate(model: Any, rows: Iterable[Batch], surprisal: NDArray[np.float64], device: torch.device) -> Evaluation:
-    """Evaluate on packed rows; `surprisal` (vocabulary,) is what each label costs under token frequencies, in nats."""
+def evaluate(
+    model: Any, rows: Iterable[Batch], surprisal: NDArray[np.float64], device: torch.device, world: World = ALONE
+) -> Evaluation:
+    """Evaluate on packed rows; `surprisal` (vocabulary,) is what each label costs under token frequencies, in nats.
+
+    The result is that of all ranks' rows, of which each has equally many batches.
+    """
     training = model.training
     model.eval()
     loss, unigram, correct, labels = 0.0, 0.0, 0, 0
@@ -76,6 +84,8 @@ def evaluate(model: Any, rows: Iterable[Batch], surprisal: NDArray[np.float64], 
             loss_sum, right, count = model.evaluate(**batches.move(flat, device))
         loss, correct, labels = loss + float(loss_sum), correct + int(right), labels + int(count)
     model.train(training)
+    loss, unigram, *counts = world.sum([loss, unigram, correct, labels])
+    correct, labels = (int(count) for count in counts)
     if not labels:
         raise DataError("the validation split has no label that counts; raise data.validation_fraction")
     return Evaluation(loss / labels, correct / labels, unigram / labels, labels)

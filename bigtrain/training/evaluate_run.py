@@ -26,6 +26,11 @@ CHANGEABLE = (
 )  # fmt: skip
 """What an evaluation may be told to do otherwise than the run did."""
 
+ONE_PROCESS = (
+    "cluster.nodes=1", "cluster.devices_per_node=1", "sharding.engine=auto", "sharding.zero_stage=auto",
+    "sharding.replicate=auto", "sharding.offload=auto", "sharding.tensor_parallel=1",
+)  # fmt: skip
+
 PLAIN = (
     "train.device=auto",
     "train.compile=false",
@@ -33,6 +38,7 @@ PLAIN = (
     "recompute.policy=none",
     "optimizer.gradient_release=false",
     "amp.master_weights=fp32",
+    *ONE_PROCESS,
 )
 """What an evaluation does otherwise than the run did in any case: weights are not updated, and need no mechanism."""
 

@@ -18,7 +18,7 @@ from bigtrain.errors import DataError
 from bigtrain.planner.hardware import cpu
 from bigtrain.planner.mechanisms import without_mechanisms
 from bigtrain.planner.plan import Plan, plan
-from bigtrain.training.loop import build_plan_model
+from bigtrain.training.build import build_plan_model
 
 
 @dataclass(frozen=True)

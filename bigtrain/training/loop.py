@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
-import subprocess
-import sys
+import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from torch.optim import Optimizer
-
-import bigtrain
 from bigtrain.batch import Batch
-from bigtrain.checkpoint.resume import PLAN_FILE, check_resume
+from bigtrain.checkpoint.resume import check_resume
 from bigtrain.checkpoint.state import PLAN, TOKENIZER, TrainState, load_weights
 from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint, only_user_of
-from bigtrain.data.cache import cache_folder, write_json, written_aside
+from bigtrain.data.cache import cache_folder
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.ensure import ensure_prepared
-from bigtrain.data.loader import Loader
-from bigtrain.engine import Engine, StepResult, prepare
 from bigtrain.errors import BigtrainError, CheckpointError, Fault, Interrupted, NonFiniteGradient
-from bigtrain.models.build import build_model
-from bigtrain.optim.build import build_optimizer
-from bigtrain.placement import find_blocks
 from bigtrain.planner.plan import Plan
+from bigtrain.step_result import StepResult
+from bigtrain.training.alike import check_alike
+from bigtrain.training.build import build_engine, build_loader
 from bigtrain.training.evaluate import Evaluation, evaluate_plan
 from bigtrain.training.meter import Meter, Skips
 from bigtrain.training.metrics import MetricsLog
@@ -40,10 +29,9 @@ from bigtrain.training.out_of_memory import memory_explained
 from bigtrain.training.peak import peak_flops
 from bigtrain.training.progress import RunProgress
 from bigtrain.training.report import REPORT_FILE, write_report
+from bigtrain.training.run_files import write_run_files
 from bigtrain.training.runtime import Runtime, runtime, seed_step
-
-DEPENDENCIES = ("torch", "numpy", "tokenizers")
-"""Whose versions a result depends on."""
+from bigtrain.world import joined
 
 
 def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = ()) -> None:
@@ -54,98 +42,36 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
     """
     folder = Path(run_dir)
     check_resume(folder, plan.recipe, allowed)
-    with runtime(plan) as here, ExitStack() as held:
-        if folder.is_dir():
+    with ExitStack() as held:
+        world = held.enter_context(joined(kind=plan.hardware.kind, timeout_seconds=plan.recipe.cluster.timeout))
+        here = held.enter_context(runtime(plan))
+        if world.first and folder.is_dir():
             held.enter_context(only_user_of(folder))
         peak = peak_flops(plan.hardware, plan.recipe.amp.precision, cache_folder(plan.recipe.data))
         corpus = ensure_prepared(plan.recipe)
-        loader = build_loader(plan, corpus)
+        check_alike(world, plan, corpus)
+        loader = build_loader(plan, corpus, world)
         plan = plan.with_rows(loader.rows)
         engine = build_engine(plan)
         state = TrainState(engine, loader)
         store = CheckpointStore(folder, keep=plan.recipe.checkpoint.keep)
         _start_from(state, store, plan, corpus, other_data=any(key.split(".")[0] == "data" for key in allowed))
         if plan.total_steps is not None and state.step >= plan.total_steps:
-            print(f"{folder}: its {plan.total_steps} steps are done already", flush=True)
-            if not (folder / REPORT_FILE).is_file():
-                write_report(folder, plan)
+            if world.first:
+                _tell_done(folder, plan)
             return
-        if not folder.is_dir():
-            folder.mkdir(parents=True)
-            held.enter_context(only_user_of(folder))
-        write_run_files(folder, plan)
-        Run(plan, folder, here, corpus, state, store, peak).finish()
+        if world.first:
+            if not folder.is_dir():
+                folder.mkdir(parents=True)
+                held.enter_context(only_user_of(folder))
+            write_run_files(folder, plan)
+        Run(plan, folder, here, corpus, state, store, world.size * peak).finish()
 
 
-def build_loader(plan: Plan, corpus: Corpus) -> Loader:
-    """Return the training rows of a corpus, as a plan's recipe says."""
-    recipe = plan.recipe
-    return Loader(
-        corpus,
-        split="train",
-        objective=recipe.train.objective,
-        sequence_length=recipe.data.sequence_length,
-        packing=recipe.data.packing,
-        masking_probability=recipe.train.masking_probability,
-        global_batch_size=recipe.train.global_batch_size,
-        seed=recipe.seed,
-    )
-
-
-def build_engine(plan: Plan) -> Engine:
-    """Return the engine of a plan's own model, initialised from the recipe's seed."""
-    with torch.device("meta"):
-        model = build_plan_model(plan)
-
-    def optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        matrices = [p for block in find_blocks(model) for p in block.parameters() if p.ndim == 2]
-        return build_optimizer(
-            parameters, plan.recipe.optimizer, master_weights=plan.recipe.amp.master_weights, matrices=matrices
-        )
-
-    return prepare(model, plan, optimizer)
-
-
-def build_plan_model(plan: Plan) -> nn.Module:
-    """Return a plan's model, on the device that is current."""
-    section = plan.recipe.train
-    model = build_model(
-        plan.model,
-        dropout=section.dropout,
-        attention_dropout=section.attention_dropout,
-        z_loss=section.z_loss,
-        label_smoothing=section.label_smoothing,
-    )
-    model.loss_chunk_tokens = plan.loss_chunk_tokens
-    return model
-
-
-def write_run_files(folder: Path, plan: Plan) -> None:
-    """Write plan.yaml and env.json."""
-    with written_aside(folder / PLAN_FILE) as file:
-        file.write(plan.to_yaml().encode())
-    write_json(folder / "env.json", environment(plan))
-
-
-def environment(plan: Plan) -> dict[str, Any]:
-    """Return what a result depends on besides the recipe: versions, device, command, revision."""
-    return {
-        "python": platform.python_version(),
-        "versions": {"bigtrain": bigtrain.__version__, **{name: metadata.version(name) for name in DEPENDENCIES}},
-        "device": plan.hardware.name,
-        "threads": torch.get_num_threads(),
-        "command": sys.argv,
-        "git_revision": git_revision(),
-    }
-
-
-def git_revision() -> str | None:
-    """Return the revision of the checkout that bigtrain runs from; None for an installed package, or without git."""
-    checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists() or shutil.which("git") is None:
-        return None
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=checkout, check=False)
-    return found.stdout.strip() or None
+def _tell_done(folder: Path, plan: Plan) -> None:
+    print(f"{folder}: its {plan.total_steps} steps are done already", flush=True)
+    if not (folder / REPORT_FILE).is_file():
+        write_report(folder, plan)
 
 
 def _start_from(state: TrainState, store: CheckpointStore, plan: Plan, corpus: Corpus, *, other_data: bool) -> None:
@@ -196,13 +122,16 @@ class Run:
         self._texts = {PLAN: plan.to_yaml(), TOKENIZER: corpus.tokenizer_file.read_text(encoding="utf-8")}
         self._skips = Skips(late=here.device.type == "cuda")
         self._saved_at = time.monotonic()
+        self._world = state.engine.world
+        self._new_tokens = 0
+        """Tokens of this rank that `state.tokens`, of all ranks, does not count yet."""
 
     def finish(self) -> None:
         """Take the steps that are left, then evaluate, save and report."""
-        recipe, state = self.plan.recipe, self._state
-        log = MetricsLog(self.folder, step=state.step, trackers=list(recipe.logging.trackers))
-        self._meter = Meter(self.plan, self._peak, tokens=state.tokens)
-        with RunProgress(self.total_steps, step=state.step) as progress:
+        recipe, state, first = self.plan.recipe, self._state, self._world.first
+        log = MetricsLog(self.folder, step=state.step, trackers=list(recipe.logging.trackers)) if first else None
+        self._meter = Meter(self.plan, self._peak, self._world, tokens=state.tokens)
+        with RunProgress(self.total_steps, step=state.step, quiet=not first) as progress:
             self._log, self._progress = log, progress
             for line in (self._headline(), *self.plan.warnings):
                 progress.say(line)
@@ -210,74 +139,93 @@ class Run:
                 self._take_steps()
             finally:
                 state.loader.close()
-                log.close()
-        write_report(self.folder, self.plan)
+                if log is not None:
+                    log.close()
+        if first:
+            write_report(self.folder, self.plan)
 
     def _take_steps(self) -> None:
         state, skips = self._state, self._skips
         for batch in state.loader:
             with memory_explained(self.plan, state.engine):
                 result = self._take_step(batch)
-            self._after_step(result)
+            stop = self._after_step(result)
             if skips.in_a_row > self.plan.recipe.train.max_skipped:
                 many = f"{skips.in_a_row} steps in a row had a loss or gradient that is not finite (train.max_skipped)"
                 raise BigtrainError(f"{many}; {self._last_good()}")
             if state.step >= self.total_steps:
                 break
-            if self._here.stop_signal is not None:
+            if stop is not None:
                 self._save()
-                raise Interrupted(f"{self._here.stop_signal.name}: saved step {state.step}; launch again to go on")
+                raise Interrupted(f"{stop.name}: saved step {state.step}; launch again to go on")
 
     def _take_step(self, batch: Batch) -> StepResult:
         engine = self._state.engine
-        seed_step(self.plan.recipe.seed, self._state.step)
+        seed_step(self.plan.recipe.seed, self._state.step, self._world.rank)
         for micro in engine.micro_batches(batch):
             engine.backward(engine.model(**micro))
-        self._state.tokens += int(batch["document_lengths"].sum())
+        self._new_tokens += int(batch["document_lengths"].sum())
         try:
             return engine.step(self.plan.recipe.train.max_grad_norm)
         except NonFiniteGradient as error:
             raise NonFiniteGradient(f"{error}; {self._last_good()}") from error
 
-    def _after_step(self, result: StepResult) -> None:
+    def _after_step(self, result: StepResult) -> signal.Signals | None:
+        """Log, evaluate and save where it is time; return the signal that any rank was asked to stop by."""
         recipe, step = self.plan.recipe, self._state.step
         last = step >= self.total_steps
+        asked, late = self._world.max([self._here.stop_signal or 0, self._is_save_late()])
         self._meter.count()
         skipped = self._skips.add(result)
         self._progress.advance(step)
         if step % recipe.logging.every_steps == 0 or last or skipped:
-            row = self._meter.row(result, step, self._state.tokens, self._skips.total)
-            self._log.write(row)
-            self._progress.log(row, self._meter.seconds_left(self.total_steps - step))
+            self._log_step(result)
         if recipe.train.eval_every and (step % recipe.train.eval_every == 0 or last):
             with self._meter.paused():
                 self._evaluate()
-        if last or self._is_save_due():
+        if last or late or (recipe.checkpoint.every_steps and step % recipe.checkpoint.every_steps == 0):
             with self._meter.paused():
                 self._save()
+        return signal.Signals(int(asked)) if asked else None
+
+    def _log_step(self, result: StepResult) -> None:
+        self._count_tokens()
+        row = self._meter.row(result, self._state.step, self._state.tokens, self._skips.total)
+        self._write(row)
+        self._progress.log(row, self._meter.seconds_left(self.total_steps - self._state.step))
 
     def _evaluate(self) -> None:
+        self._count_tokens()
         found = evaluate_plan(self._state.engine.model, self.plan, self._corpus, self._here.device)
-        self._log.write({"step": self._state.step, "tokens": self._state.tokens, **found.row()})
+        self._write({"step": self._state.step, "tokens": self._state.tokens, **found.row()})
         self._progress.say(describe(found, self._state.step, masked=self.plan.recipe.train.objective == "mlm"))
 
-    def _is_save_due(self) -> bool:
-        section = self.plan.recipe.checkpoint
-        if section.every_steps and self._state.step % section.every_steps == 0:
-            return True
-        return bool(section.every_minutes) and time.monotonic() - self._saved_at >= 60 * (section.every_minutes or 0)
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(row)
+
+    def _count_tokens(self) -> None:
+        """Add what all ranks have seen since the last time."""
+        self._state.tokens += int(self._world.sum([self._new_tokens])[0])
+        self._new_tokens = 0
+
+    def _is_save_late(self) -> bool:
+        minutes = self.plan.recipe.checkpoint.every_minutes
+        return bool(minutes) and time.monotonic() - self._saved_at >= 60 * (minutes or 0)
 
     def _save(self) -> None:
+        self._count_tokens()
         self._state.save(self._store, self._texts)
         self._saved_at = time.monotonic()
 
     def _headline(self) -> str:
-        plan = self.plan
+        plan, ranks = self.plan, self._world.size
         start = f"going on from step {self._state.step}" if self._state.step else "from new weights"
         return (
             f"{plan.recipe.name}: {plan.parameters:,} parameters, {self.total_steps} steps of "
             f"{plan.recipe.train.global_batch_size} rows x {plan.recipe.data.sequence_length} tokens in "
-            f"{plan.accumulation_steps} micro-batches, on {plan.hardware.name}, {start}"
+            f"{plan.accumulation_steps} micro-batches, on {f'{ranks} x ' if ranks > 1 else ''}{plan.hardware.name}, "
+            f"{start}"
         )
 
     def _last_good(self) -> str:

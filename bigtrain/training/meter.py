@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from bigtrain.engine import StepResult
 from bigtrain.planner.plan import Plan
+from bigtrain.step_result import StepResult
 from bigtrain.training.runtime import host_bytes_peak
+from bigtrain.world import ALONE, World
 
 
 class Skips:
@@ -35,10 +36,10 @@ class Skips:
 
 
 class Meter:
-    """Measure the steps of a run, against a peak in FLOP/s. The time of evaluations and saves does not count."""
+    """Measure the steps of a run, against a peak in FLOP/s of all devices; evaluations and saves take no time."""
 
-    def __init__(self, plan: Plan, peak: float, *, tokens: int) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, peak: float, world: World = ALONE, *, tokens: int) -> None:
+        self._plan, self._world = plan, world
         self._peak = peak
         self._on_cuda = plan.hardware.kind == "cuda"
         self._tokens = tokens
@@ -60,10 +61,12 @@ class Meter:
         self._begin += time.perf_counter() - begin
 
     def row(self, result: StepResult, step: int, tokens: int, skipped: int) -> dict[str, Any]:
-        """Return the metrics row of a step; rates are means over the steps since the last row.
+        """Return the metrics row of a step; rates are means over the steps since the last row. All ranks must call it.
 
-        `loss` is in full precision. `mfu` and `hfu` are against the matrix-product rate measured on this device.
+        `loss` is in full precision. `mfu` and `hfu` are against the matrix-product rate measured on this device. The
+        memory of devices is the largest of any rank, that of the host is the sum of this host's ranks.
         """
+        allocated, reserved = self._device_bytes()
         loss, grad_norm = float(result.loss), float(result.grad_norm)
         now = time.perf_counter()
         seconds, new_tokens = max(now - self._mark, 1e-9), tokens - self._tokens
@@ -80,13 +83,19 @@ class Meter:
             "model_flops_per_second": flops,
             "mfu": flops / self._peak,
             "hfu": flops / self._peak,
-            "allocated_bytes_peak": torch.cuda.max_memory_allocated() if self._on_cuda else None,
-            "reserved_bytes_peak": torch.cuda.max_memory_reserved() if self._on_cuda else None,
-            "host_bytes_peak": host_bytes_peak(),
+            "allocated_bytes_peak": allocated,
+            "reserved_bytes_peak": reserved,
+            "host_bytes_peak": self._world.sum_on_host(host_bytes_peak()),
             "loss_scale": float(result.loss_scale),
             "skipped": skipped,
             "seconds": now - self._begin,
         }
+
+    def _device_bytes(self) -> tuple[int | None, int | None]:
+        if not self._on_cuda:
+            return None, None
+        peaks = self._world.max([torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()])
+        return int(peaks[0]), int(peaks[1])
 
     def seconds_left(self, steps: int) -> float:
         """Return how long so many steps will take at the pace of the last row."""

@@ -13,13 +13,13 @@ from bigtrain.units import format_bytes, format_count, format_seconds
 
 
 class RunProgress:
-    """Show the steps of a run; use as a context manager."""
+    """Show the steps of a run, unless quiet; use as a context manager."""
 
-    def __init__(self, total_steps: int, *, step: int) -> None:
-        self._total_steps = total_steps
+    def __init__(self, total_steps: int, *, step: int, quiet: bool = False) -> None:
+        self._total_steps, self._quiet = total_steps, quiet
         self._console = Console(highlight=False)
         self._bar: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not quiet:
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self._console)
             self._task = self._bar.add_task("", total=total_steps, completed=step, figures="")
@@ -51,7 +51,7 @@ class RunProgress:
         """Print a line above the bar."""
         if self._bar is not None:
             self._console.print(text)
-        else:
+        elif not self._quiet:
             print(text, flush=True)
 
 

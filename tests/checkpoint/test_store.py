@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ranks_apart import on_ranks, succeeded
 
-from bigtrain.checkpoint import manifest, tensors
+from bigtrain.checkpoint import manifest, store, tensors
 from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint, is_verified, only_user_of, verify
 from bigtrain.errors import CheckpointError, ResumeError
+from bigtrain.sharding.part import Part
+from bigtrain.world import World
 
 
 def save(store: CheckpointStore, step: int) -> Path:
@@ -136,3 +145,157 @@ def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
         pass
     with only_user_of(tmp_path):
         pass
+
+
+RANKS = 3
+
+
+def save_together(folder: Path, step: int, size: int = RANKS) -> list[Any]:
+    """Save on ranks, the last of which writes nothing: it has the same as the first."""
+
+    def work(world: World) -> Path:
+        name = f"weights-{world.rank:05d}-of-{size - 1:05d}.safetensors"
+        part = Part((2 * size - 2,), (2 * world.rank,), (2,))
+        own = {name: {"w": torch.full((2,), float(step + world.rank))}} if world.rank < size - 1 else {}
+        texts = {"state.json": str(step)}
+        return CheckpointStore(folder, keep=2, world=world).save(step, own, texts, {name: {"w": part}})
+
+    return on_ranks(size, work)
+
+
+def newest_together(folder: Path, size: int = RANKS) -> list[Any]:
+    return on_ranks(size, lambda world: CheckpointStore(folder, world=world).newest())
+
+
+def test_ranks_publish_one_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000005"
+    assert save_together(tmp_path, 5) == [folder] * RANKS
+    names = ["manifest.json", "state.json", "weights-00000-of-00002.safetensors", "weights-00001-of-00002.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    assert set(manifest.read(folder)["files"]) == set(names[1:])
+    verify(folder)
+    assert newest_together(tmp_path) == [folder] * RANKS
+    assert newest_together(tmp_path, 5) == [folder] * 5
+    assert CheckpointStore(tmp_path).newest() == folder
+
+
+def test_ranks_keep_the_newest_and_write_over_none(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        succeeded(save_together(tmp_path, step))
+    before = (tmp_path / "step-00000003" / manifest.MANIFEST).stat().st_mtime_ns
+    succeeded(save_together(tmp_path, 3))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+    assert (tmp_path / "step-00000003" / manifest.MANIFEST).stat().st_mtime_ns == before
+    (tmp_path / "step-00000003" / "state.json").write_text("damaged")
+    succeeded(save_together(tmp_path, 3))
+    assert (tmp_path / "bad-step-00000003-0").is_dir()
+    verify(tmp_path / "step-00000003")
+
+
+@pytest.mark.parametrize("victim", ["weights-00000-of-00002.safetensors", "weights-00001-of-00002.safetensors"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_damage_in_any_file_is_found_by_any_ranks(
+    tmp_path: Path, victim: str, size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (5, 10):
+        succeeded(save_together(tmp_path, step))
+    path = tmp_path / "step-00000010" / victim
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    assert newest_together(tmp_path, size) == [tmp_path / "step-00000005"] * size
+    told = capsys.readouterr().err
+    assert told.count("passed over") == 1
+    assert victim in told
+    found = on_ranks(size, lambda world: find_checkpoint(path.parent, world))
+    assert all(isinstance(error, CheckpointError) and victim in str(error) for error in found)
+
+
+def test_a_file_of_each_rank_swapped_is_found(tmp_path: Path) -> None:
+    succeeded(save_together(tmp_path, 5))
+    one, other = sorted((tmp_path / "step-00000005").glob("weights-*"))
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+    assert all(isinstance(error, CheckpointError) for error in newest_together(tmp_path))
+
+
+OPERATIONS: dict[str, tuple[Any, str]] = {
+    "make the folder": (Path, "mkdir"),
+    "write": (tensors.DigestingFile, "write"),
+    "sync a file": (tensors.DigestingFile, "close"),
+    "sync a folder": (store, "_sync_folder"),
+    "write the manifest": (manifest, "encode"),
+    "move a bad one aside": (store, "_move_aside"),
+    "publish": (Path, "rename"),
+}
+
+
+def failing_at(real: Callable[..., Any], at: int, seen: list[int]) -> Callable[..., Any]:
+    """Return a function that fails when it is called for the so manyth time."""
+
+    def operation(*arguments: Any, **options: Any) -> Any:
+        seen.append(1)
+        if len(seen) == at + 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "the disk")
+        return real(*arguments, **options)
+
+    return operation
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_disk_that_is_full_at_any_moment_leaves_the_last_one_and_hangs_no_rank(
+    tmp_path: Path, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name = OPERATIONS[operation]
+    succeeded(save_together(tmp_path, 1))
+    failures, at = 0, 0
+    while True:
+        seen: list[int] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing_at(getattr(owner, name), at, seen))
+            outcomes = save_together(tmp_path, 2)
+        if len(seen) <= at:  # it was not called so often
+            break
+        failures, at = failures + 1, at + 1
+        assert all(isinstance(error, OSError) and error.errno == errno.ENOSPC for error in outcomes)
+        published = (tmp_path / "step-00000002").is_dir()
+        assert published == (operation == "sync a folder" and at == RANKS + 2)
+        expected = tmp_path / f"step-0000000{2 if published else 1}"
+        assert CheckpointStore(tmp_path).newest() == expected
+        assert not list(tmp_path.glob(".tmp-*"))
+        if published:
+            shutil.rmtree(tmp_path / "step-00000002")
+    assert failures
+    assert outcomes == [tmp_path / "step-00000002"] * RANKS
+    assert newest_together(tmp_path) == outcomes
+
+
+def test_a_folder_that_one_rank_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = store._check_seen
+    succeeded(save_together(tmp_path, 1))
+
+    def elsewhere(folder: Path) -> None:
+        if threading.current_thread() is not threading.main_thread() and blind.pop():
+            folder = folder / "elsewhere"
+        real(folder)
+
+    for work in (lambda: save_together(tmp_path, 2), lambda: newest_together(tmp_path)):
+        blind = [False, True, False]
+        monkeypatch.setattr(store, "_check_seen", elsewhere)
+        outcomes = work()
+        assert all(isinstance(error, CheckpointError) for error in outcomes)
+        assert all("must be on a file system that all nodes share" in str(error) for error in outcomes)
+        assert all(platform.node() in str(error) for error in outcomes)
+    monkeypatch.undo()
+    assert newest_together(tmp_path) == [tmp_path / "step-00000001"] * RANKS
+
+
+def test_ranks_find_a_run_a_checkpoint_or_neither(tmp_path: Path) -> None:
+    succeeded(save_together(tmp_path / "run", 5))
+    for path in (tmp_path / "run", tmp_path / "run" / "step-00000005"):
+        found = on_ranks(2, lambda world, path=path: find_checkpoint(path, world))
+        assert found == [tmp_path / "run" / "step-00000005"] * 2
+    nothing = on_ranks(2, lambda world: find_checkpoint(tmp_path / "absent", world))
+    assert all("holds no checkpoint" in str(error) for error in nothing)
+    assert newest_together(tmp_path / "absent") == [None] * RANKS

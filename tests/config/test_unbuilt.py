@@ -38,7 +38,6 @@ def test_rows_name_keys_and_values_that_exist_and_admit_the_default(key):
         "checkpoint.asynchronous=true",
         "logging.sample_every=5",
         "logging.trackers=[tensorboard, wandb]",
-        "cluster.scheduler=slurm",
         "cluster.rendezvous=host:29500",
         "cluster.timeout=30s",
     ],

@@ -12,10 +12,12 @@ from bigtrain.memory.report import MemoryReport
 from bigtrain.planner import hardware
 from bigtrain.planner.choice import Choice
 from bigtrain.planner.hardware import Hardware, of_name
+from bigtrain.planner.links import Transfer
 from bigtrain.planner.plan import plan
 from bigtrain.planner.rejection import Rejected
 from bigtrain.planner.show import memory_parts, plan_lines
 from bigtrain.planner.speed import StepSeconds
+from bigtrain.sharding.cost import Collective
 
 GIB = 2**30
 GPU = of_name("a100-80gb")
@@ -46,6 +48,7 @@ def planned(**keys: Any) -> Any:
         "warnings": (),
         "budget_bytes": 20 * GIB,
         "rates_source": "the table of devices",
+        "transfers": (),
     }
     return SimpleNamespace(**{**made_up, **keys})
 
@@ -102,6 +105,21 @@ def test_parts_that_take_no_time_are_not_said() -> None:
 
 def test_what_hides_nothing_is_said() -> None:
     assert "communication 20%, offload 20%" in text_of(seconds=StepSeconds(0.2, 0.2, 0.1, 0.1, 0.2, 0.2))
+
+
+def test_what_is_sent_over_which_link_and_how_long_nothing_hides_it() -> None:
+    gather = Collective("all_gather", 2**30, 8, "shard", 2, 0.5)
+    transfers = (Transfer(gather, "NVLink", 25, 0.001), Transfer(gather, "network", 25, 0.002))
+    lines = text_of(world_size=64, transfers=transfers, seconds=StepSeconds(0.3, 0.5, 0.0, 0.1, 0.1)).splitlines()
+    place = lines.index("sent         NVLink: all-gather 1.00 GiB over 8 ranks: 50 ms")
+    assert lines[place + 1].strip() == "network: all-gather 1.00 GiB over 8 ranks: 100 ms"
+    assert lines[place + 2].strip() == "together 150 ms a step, of which 100 ms hide behind nothing"
+    assert "sent" not in text_of()
+
+
+def test_several_ranks_have_a_rate_each() -> None:
+    assert ": 1,024 tokens/s, 64 of a rank, MFU" in text_of(world_size=16)
+    assert "of a rank, MFU" not in text_of()
 
 
 def test_memory_is_of_the_device() -> None:

@@ -18,7 +18,7 @@ from bigtrain.placement import find_blocks
 from bigtrain.planner import hardware
 from bigtrain.planner.plan import Plan
 from bigtrain.profiling.steps import TIMED_STEPS, Measured, Steps
-from bigtrain.training.loop import build_engine
+from bigtrain.training.build import build_engine
 
 SCALARS = 64
 """Bytes: losses, norms and the like, which predictions leave out."""

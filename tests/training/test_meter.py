@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bigtrain
-from bigtrain.engine import StepResult
+from bigtrain.step_result import StepResult
 from bigtrain.training import meter as meter_module
 from bigtrain.training.meter import Meter, Skips
 

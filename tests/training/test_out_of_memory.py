@@ -18,7 +18,7 @@ from bigtrain.memory.exhausted import Exhausted
 from bigtrain.memory.report import MemoryReport
 from bigtrain.planner import hardware
 from bigtrain.planner.plan import Plan
-from bigtrain.training.loop import build_engine
+from bigtrain.training.build import build_engine
 from bigtrain.training.out_of_memory import fitting_budget_bytes, memory_explained
 
 CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 67108864 bytes."

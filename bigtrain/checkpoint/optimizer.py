@@ -1,0 +1,104 @@
+"""The states of an optimizer: what a rank writes of them, and reads."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bigtrain.checkpoint.moments import Kind, Moment, kind_of, part_of, read_moment
+from bigtrain.checkpoint.stored import StoredTensors
+from bigtrain.engine import Engine
+from bigtrain.errors import CheckpointError
+from bigtrain.optim.piecewise import Piecewise
+from bigtrain.optim.quantize import State
+from bigtrain.sharding.part import Part
+
+
+def state_format(engine: Engine) -> str:
+    """Return the format of an engine's moments; those of other optimizers are as they are."""
+    return engine.optimizer.state_format if isinstance(engine.optimizer, Piecewise) else "fp32"
+
+
+def optimizer_state(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an optimizer's states as tensors and as plain values, each under `PARAMETER.KEY`."""
+    moments: dict[str, Tensor] = {}
+    counters: dict[str, Any] = {}
+    for name, parameter in engine.parameters.items():
+        for key, value in engine.optimizer.state.get(parameter, {}).items():
+            (moments if isinstance(value, Tensor) else counters)[f"{name}.{key}"] = value
+    return moments, counters
+
+
+def own_states(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Part]]:
+    """Return the states that this rank writes, and which are parts; what is the same on all, the first writes."""
+    moments, _ = optimizer_state(engine)
+    if engine.shards == 1:
+        return moments, {}
+    parameters, parts = engine.parameters, engine.parts
+    written: dict[str, Tensor] = {}
+    found: dict[str, Part] = {}
+    for full_name, value in moments.items():
+        name, _, key = full_name.rpartition(".")
+        kind = kind_of(engine.optimizer, parameters[name], key, tuple(value.shape), tuple(parameters[name].shape))
+        part = part_of(kind, parts[name])
+        if kind != "whole" or engine.shard_rank == 0:
+            written[full_name] = value
+        if part is not None:
+            found[full_name] = part
+    return written, found
+
+
+def load_optimizer(engine: Engine, stored: StoredTensors, counters: Mapping[str, Any], stored_format: str) -> None:
+    """Give an optimizer this rank's part of the states of a checkpoint.
+
+    Says on standard error how many moments had to be rounded anew, since the blocks of theirs fell differently. Raises
+    CheckpointError for a state of an unknown parameter.
+    """
+    parameters = engine.parameters
+    for full_name in (*counters, *stored.entries):
+        name, _, _ = full_name.rpartition(".")
+        if name not in parameters:
+            raise CheckpointError(f"{stored.files[0]}: a state of {name!r}, which is not in the model")
+    for full_name, value in counters.items():
+        name, _, key = full_name.rpartition(".")
+        engine.optimizer.state[parameters[name]][key] = value
+    rounded = 0
+    for name, state, anew in _read_states(engine, stored, stored_format):
+        _give(engine, parameters[name], state)
+        rounded += anew
+    rounded = int(engine.world.max([rounded])[0])
+    if rounded and engine.world.first:
+        kept = f"{stored_format} states of {len(stored.files)} shards"
+        here = f"{state_format(engine)} states of {engine.shards}"
+        print(f"{stored.folder}: {rounded} moments were rounded anew: {kept} to {here}", file=sys.stderr)
+
+
+def _read_states(engine: Engine, stored: StoredTensors, stored_format: str) -> Iterator[tuple[str, State, bool]]:
+    """Yield the parameter, this rank's part, and whether it was rounded anew, of one state after another."""
+    parameters, parts, optimizer = engine.parameters, engine.parts, engine.optimizer
+    for full_name in stored.entries:
+        name, _, key = full_name.rpartition(".")
+        kind = _stored_kind(engine, parameters[name], key, stored.shape(full_name), parts[name])
+        if kind == "moment":
+            assert isinstance(optimizer, Piecewise)
+            moment = Moment(full_name, key, optimizer.moments(parameters[name])[key], stored_format)
+            yield name, *read_moment(stored, moment, parts[name], optimizer.state_format)
+        elif kind != "scale":
+            part = part_of(kind, parts[name]) or Part.of_whole(stored.shape(full_name))
+            yield name, {key: stored.read(full_name, part)}, False
+
+
+def _stored_kind(engine: Engine, parameter: Tensor, key: str, shape: tuple[int, ...], part: Part) -> Kind:
+    if isinstance(engine.optimizer, Piecewise) or not part.complete:
+        return kind_of(engine.optimizer, parameter, key, shape, part.whole)
+    return "whole"  # one rank that has all of it takes it as it is
+
+
+def _give(engine: Engine, parameter: Tensor, state: State) -> None:
+    on_device = any(group.get("fused") or group.get("capturable") for group in engine.optimizer.param_groups)
+    for key, value in state.items():
+        placed = value.to(parameter.device) if key != "step" or on_device else value
+        engine.optimizer.state[parameter][key] = placed

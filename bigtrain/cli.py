@@ -131,15 +131,18 @@ def profile(
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture.")] = None,
 ) -> None:
     """Run a few real steps: memory measured beside predicted, by cause, by block, over time."""
-    from bigtrain.launcher import adopt_environment
+    from bigtrain.launcher import adopt_environment, on_ranks_here, profile_ranks
     from bigtrain.planner.plan import plan as make_plan
 
-    planned = make_plan(_load(recipe, overrides))
+    planned = make_plan(on_ranks_here(_load(recipe, overrides)))
     adopt_environment(planned.hardware.kind)
     from bigtrain.profiling.output import check_writable, present
-    from bigtrain.profiling.recipe import profile_recipe
 
     check_writable(html, png)
+    if planned.world_size > 1:
+        raise typer.Exit(profile_ranks(planned, as_json=as_json, html=html, png=png))
+    from bigtrain.profiling.recipe import profile_recipe
+
     present(profile_recipe(planned), as_json=as_json, html=html, png=png)
 
 

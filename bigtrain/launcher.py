@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,17 @@ def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str
         ",".join(allowed),
         *sys.argv,
     ]
+    count = plan.world_size if world_of(os.environ) is None else 1
+    return Workers(argv, plan.to_yaml(), worker_environment(plan.hardware.kind, count), count).run()
+
+
+def profile_ranks(plan: Plan, *, as_json: bool, html: Path | None, png: Path | None) -> int:
+    """Profile a plan of several ranks in a process for each; the first one shows what it held. Returns the exit code."""
+    check_runnable(plan.recipe)
+    check_devices(plan)
+    plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe)))
+    options = {"as_json": as_json, "html": html and str(html), "png": png and str(png)}
+    argv = [sys.executable, "-P", "-m", "bigtrain.profiling", str(os.getpid()), json.dumps(options)]
     count = plan.world_size if world_of(os.environ) is None else 1
     return Workers(argv, plan.to_yaml(), worker_environment(plan.hardware.kind, count), count).run()
 

@@ -263,11 +263,11 @@ class _Planning:
             choice.accumulation_steps,
             4 if self.recipe.amp.precision == "fp32" else 2,
             4,
+            groups=len(choice.recompute) + 1,
         )
         return communication(
             links_of(self.hardware, self.recipe),
             sent,
-            groups=len(choice.recompute) + 1,
             world_size=self.world_size,
             accumulation_steps=choice.accumulation_steps,
             forward_seconds=forward_seconds,

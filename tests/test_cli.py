@@ -78,6 +78,34 @@ def test_what_does_not_fit_is_one_line_and_exit_3(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_job_file_is_printed_and_nothing_else_happens(tmp_path: Path) -> None:
+    keys = ("cluster.nodes=2", "cluster.devices_per_node=2", "cluster.scheduler=slurm")
+    shown = run("launch", "quickstart_gpt", *keys, "--render", "slurm", "--device", "t4", "--run-dir", tmp_path / "run")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("#!/usr/bin/env bash\n")
+    assert "# Predicted for 4 x t4: " in shown.stdout
+    assert f"--run-dir {tmp_path / 'run'}" in shown.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (("--render", "pbs"), 2, "Invalid value for '--render'"),
+        (("--render", "slurm", "--dry-run"), 2, "--dry-run: --render starts nothing either; leave out one of them"),
+        (("--device", "t4"), 2, "--device: t4: a run takes what is here; add --render, or use plan"),
+        (("--render", "slurm", "--device", "t4"), 2, "cluster.devices_per_node: auto: a job file asks for a number"),
+        (("cluster.scheduler=slurm",), 2, "cluster.scheduler: 'slurm': bigtrain prints the job file and leaves it"),
+        (("--render", "slurm", "train.device=cpu", "memory.budget=1MiB"), 3, "memory.budget: 1MiB is "),
+    ],
+)
+def test_what_keeps_a_job_file_from_being_printed(words: tuple[str, ...], code: int, line: str) -> None:
+    refused = run("launch", "quickstart_gpt", *words)
+    assert (refused.returncode, refused.stdout) == (code, "")
+    (said,) = refused.stderr.splitlines()
+    assert said.startswith("error: ") and line in said
+
+
 def test_a_sweep_as_json_and_as_a_picture(tmp_path: Path) -> None:
     argv = ("plan", "quickstart_gpt", "--device", "t4", "--sweep", "--json", "--png", tmp_path / "frontier.png")
     points = json.loads(run(*argv).stdout)

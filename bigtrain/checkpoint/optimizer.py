@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +16,7 @@ from bigtrain.engine import Engine
 from bigtrain.errors import CheckpointError
 from bigtrain.optim.piecewise import Piecewise
 from bigtrain.optim.quantize import State
+from bigtrain.optim.weights import MASTER
 from bigtrain.sharding.part import Part
 
 
@@ -28,7 +31,8 @@ def optimizer_state(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:
     counters: dict[str, Any] = {}
     for name, parameter in engine.parameters.items():
         for key, value in engine.optimizer.state.get(parameter, {}).items():
-            (moments if isinstance(value, Tensor) else counters)[f"{name}.{key}"] = value
+            if key != MASTER:  # the weights, which are stored as such
+                (moments if isinstance(value, Tensor) else counters)[f"{name}.{key}"] = value
     return moments, counters
 
 
@@ -66,9 +70,12 @@ def load_optimizer(engine: Engine, stored: StoredTensors, counters: Mapping[str,
         name, _, key = full_name.rpartition(".")
         engine.optimizer.state[parameters[name]][key] = value
     rounded = 0
-    for name, state, anew in _read_states(engine, stored, stored_format):
-        _give(engine, parameters[name], state)
-        rounded += anew
+    for name, states in groupby(_read_states(engine, stored, stored_format), itemgetter(0)):
+        whole: State = {}
+        for _, state, anew in states:
+            whole |= state
+            rounded += anew
+        _give(engine, parameters[name], whole)
     rounded = int(engine.world.max([rounded])[0])
     if rounded and engine.world.first:
         kept = f"{stored_format} states of {len(stored.files)} shards"
@@ -98,6 +105,9 @@ def _stored_kind(engine: Engine, parameter: Tensor, key: str, shape: tuple[int, 
 
 
 def _give(engine: Engine, parameter: Tensor, state: State) -> None:
+    if isinstance(engine.optimizer, Piecewise):
+        engine.optimizer.take_state(parameter, state)
+        return
     on_device = any(group.get("fused") or group.get("capturable") for group in engine.optimizer.param_groups)
     for key, value in state.items():
         placed = value.to(parameter.device) if key != "step" or on_device else value

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from bigtrain.checkpoint.optimizer import load_optimizer, optimizer_state, own_states, state_format
@@ -16,6 +17,8 @@ from bigtrain.checkpoint.stored import StoredTensors, file_name
 from bigtrain.data.loader import Loader
 from bigtrain.engine import Engine
 from bigtrain.errors import CheckpointError
+from bigtrain.optim.offload import kept_weights
+from bigtrain.optim.weights import MASTER
 from bigtrain.sharding.part import Part
 
 WEIGHTS, OPTIMIZER, STATE, PLAN, TOKENIZER = (
@@ -65,6 +68,8 @@ class TrainState:
             "optimizer_format": state_format(engine),
             "optimizer": optimizer_state(engine)[1],
         }
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize(engine.device)  # what is on its way to the host is read there
         files: dict[str, dict[str, Tensor]] = {}
         parts: dict[str, dict[str, Part]] = {}
         if engine.writes:
@@ -93,7 +98,12 @@ class TrainState:
 
     def load_weights(self, folder: Path) -> None:
         """Take over this rank's part of a verified checkpoint's weights. Raises CheckpointError as `load_weights`."""
-        _load(dict(held_weights(self.engine)), folder)
+        engine = self.engine
+        _load(dict(held_weights(engine)), folder)
+        for parameter in engine.parameters.values():
+            master = engine.optimizer.state.get(parameter, {}).get(MASTER)
+            if master is not None:
+                parameter.detach().copy_(master)
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -106,11 +116,11 @@ def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def held_weights(engine: Engine) -> Iterator[tuple[str, Held]]:
-    """Yield what this rank keeps of each of a model's weights; of buffers it is all."""
+    """Yield what this rank keeps of each of a model's weights, masters where it has some; of buffers it is all."""
     parameters, parts = engine.parameters, engine.parts
     for name, tensor in weights(engine.model):
         if name in parameters:
-            yield name, Held(parameters[name].detach(), parts[name])
+            yield name, Held(kept_weights(engine.optimizer, parameters[name]), parts[name])
         else:
             yield name, Held(tensor, Part.of_whole(tuple(tensor.shape)))
 

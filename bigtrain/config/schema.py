@@ -160,8 +160,7 @@ class OptimizerSection(Section):
     eps: Positive = 1e-6
     """Added to the root of the second moment."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
-    """Learning rate after the warm-up: `linear` down to zero, `cosine` down to a tenth, `wsd` flat with a linear last
-    fifth, `constant` flat."""
+    """After the warm-up: `linear` to zero, `cosine` to a tenth, `wsd` flat with a linear last fifth, `constant` flat."""
     warmup_steps: WarmUp = 0
     """Steps of linear warm-up, or a share of the run such as 6%."""
     state: Literal["fp32", "bf16", "8bit", "4bit", "auto"] = "fp32"
@@ -199,6 +198,8 @@ class ShardingSection(Section):
     """Groups of ranks that each hold the whole model (hybrid sharding)."""
     offload: Literal["none", "optimizer", "all", "nvme", "auto"] = "auto"
     """What lives in host memory or on NVMe."""
+    nvme_path: Text | None = None
+    """The folder on the NVMe drive for `offload: nvme`, on every node the same."""
     tensor_parallel: Count = 1
     """Ranks that share each matrix product."""
 

@@ -19,6 +19,8 @@ from bigtrain.memory.report import CAUSES
 
 LOSS = "LinearCrossEntropy"
 """What the name of the operation holds that makes logits, chunk by chunk."""
+SHARDING = "FSDP::"
+"""How the names begin of what `fully_shard` does around a block, but for waiting for it."""
 SCALAR_BYTES = 8
 
 
@@ -111,6 +113,8 @@ class _Attribution:
     def _cause(self, allocation: Allocation, above: Sequence[Operation]) -> str:
         if allocation.end_ns is None:  # a library's workspace, for good
             return "temporaries"
+        if any(operation.name.startswith(SHARDING) for operation in above):
+            return "communication"
         phase, operations = self._phase(allocation), _forward_operations(above)
         again = any(operation.sequence >= 0 for operation in operations)
         if phase != "forward" and not (phase == "backward" and again):
@@ -146,6 +150,8 @@ class _Attribution:
         for operation in above:
             if operation.name.startswith(MARK + BLOCK):
                 return operation.name.removeprefix(MARK + BLOCK)
+            if operation.name.startswith(SHARDING) and operation.name.endswith(")"):
+                return operation.name.rpartition("(")[2].rstrip(")")
             if operation.name.startswith(NODE):
                 return self._blocks.get(operation.sequence, "")
         return ""

@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.profiler import record_function
 
@@ -30,10 +32,29 @@ def marked(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
     with ExitStack() as hooks:
         for name in blocks:
             _mark_forward(hooks, model.get_submodule(name), name)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
+        if isinstance(model, FSDPModule):
+            _mark_gathered(hooks, model, blocks)
+        else:
+            for name, parameter in model.named_parameters():
                 _mark_gradient(hooks, parameter, place_of(name, blocks))
         yield
+
+
+def _mark_gathered(hooks: ExitStack, model: nn.Module, blocks: Sequence[str]) -> None:
+    """Mark the gradients of parameters that are gathered: each is there from its first forward on."""
+    known: set[int] = set()
+
+    def gathered(module: nn.Module, *_: Any) -> None:
+        prefix = names[module]
+        for name, parameter in module.named_parameters(prefix=prefix):
+            if not isinstance(parameter, DTensor) and id(parameter) not in known:
+                known.add(id(parameter))
+                _mark_gradient(hooks, parameter, place_of(name, blocks))
+
+    names = {model.get_submodule(name): name for name in ("", *blocks)}
+    for module in names:
+        if getattr(module, "_compiled_call_impl", None) is None:
+            hooks.callback(module.register_forward_pre_hook(gathered).remove)
 
 
 def mark_gradients(model: nn.Module, blocks: Sequence[str]) -> None:
@@ -48,10 +69,18 @@ def place_of(name: str, blocks: Iterable[str]) -> str:
     return next((block for block in blocks if name.startswith(f"{block}.")), "")
 
 
-def tensors_kept(model: nn.Module, optimizer: Optimizer, blocks: Sequence[str]) -> dict[int, tuple[str, str]]:
-    """Return cause and place of what weights and optimizer hold, by the addresses of their memory."""
+def tensors_kept(
+    model: nn.Module,
+    optimizer: Optimizer,
+    blocks: Sequence[str],
+    parameters: Mapping[str, nn.Parameter] | None = None,
+) -> dict[int, tuple[str, str]]:
+    """Return cause and place of what weights and optimizer hold, by the addresses of their memory.
+
+    `parameters` are what the optimizer has, by name, where those are not the model's.
+    """
     found: dict[int, tuple[str, str]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in (dict(model.named_parameters()) if parameters is None else parameters).items():
         place = place_of(name, blocks)
         for key, value in optimizer.state.get(parameter, {}).items():
             cause = "master_weights" if key == REMAINDER else "optimizer_state"
@@ -75,8 +104,9 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def address(tensor: Tensor) -> int:
-    """Return where a tensor's memory begins."""
-    return tensor.untyped_storage().data_ptr()
+    """Return where a tensor's memory begins; of a sharded one, that of this rank's part."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.untyped_storage().data_ptr()
 
 
 def _mark_forward(hooks: ExitStack, block: Any, name: str) -> None:
@@ -105,6 +135,9 @@ def _mark_forward(hooks: ExitStack, block: Any, name: str) -> None:
 
 
 def _mark_gradient(hooks: ExitStack, parameter: nn.Parameter, place: str) -> None:
+    if not parameter.requires_grad:
+        return
+
     def arrived(gradient: Tensor) -> None:
         _name_gradient(gradient, place)
 

@@ -17,7 +17,7 @@ from bigtrain.memory.allocator import Allocator
 from bigtrain.memory.layout import layout_of, local_shapes
 from bigtrain.memory.record import END, Events
 from bigtrain.memory.report import CAUSES, MemoryReport
-from bigtrain.memory.state import matrices, state_parts, update_bytes
+from bigtrain.memory.state import device_parts, matrices, update_bytes
 from bigtrain.models.cost import MicroBatch, ModelCost
 from bigtrain.models.operations_cost import FLOAT, Numbers, Operations
 from bigtrain.models.shape import loss_chunk_tokens, parameter_shapes
@@ -84,32 +84,16 @@ def reserved_bytes(recording: Events) -> int:
     return allocator.run(recording.events[second:]).reserved_bytes_peak
 
 
-def model_state(recipe: Recipe, model: ModelConfig, *, accumulated: bool, world_size: int = 1) -> dict[str, int]:
-    """Return the bytes of model state by cause: exactly what a rank's weights, gradients and optimizer states are."""
-    layout, kept = layout_of(recipe, world_size), recipe.amp.master_weights
-    shapes, here = local_shapes(recipe, model, world_size), layout.offload == "none"
-    parameters = sum(math.prod(shape) for shape in shapes.values())
-    gradient = FLOAT if accumulated and layout.alone else layout.kept_bytes
-    remainder = amp_cost.master_weight_bytes(parameters, kept) if here else 0
-    name, state = recipe.optimizer.name, recipe.optimizer.state
-    states = optim_cost.optimizer_state_bytes(name, state, kept, shapes.values(), matrices(shapes))
-    absent = layout.streaming or recipe.optimizer.gradient_release
-    return {
-        "weights": 0 if layout.streaming else parameters * layout.kept_bytes,
-        "master_weights": remainder,
-        "gradients": 0 if absent else gradient * parameters,
-        "optimizer_state": states - remainder if here else 0,
-    }
-
-
 def buffer_bytes(recipe: Recipe, model: ModelConfig, *, accumulated: bool, device: str, world_size: int = 1) -> int:
     """Return the bytes of the optimizer's work buffers, which it keeps from its first step on."""
     section, shapes = recipe.optimizer, local_shapes(recipe, model, world_size)
-    accumulated = accumulated and world_size == 1  # sharded gradients have the dtype of the weights
+    layout = layout_of(recipe, world_size)
+    accumulated = accumulated and layout.alone  # sharded gradients have the dtype of the weights
+    narrow = recipe.amp.master_weights == "fp32" and layout.kept_bytes < FLOAT
     named = (section.name, section.state, recipe.amp.master_weights)
     sizes = (list(shapes.values()), matrices(shapes))
-    sharded = world_size > 1 and layout_of(recipe, world_size).shards > 1
-    return optim_cost.buffer_bytes(*named, *sizes, accumulated=accumulated, sharded=sharded, device=device)
+    gradients = {"accumulated": accumulated, "narrow": narrow, "sharded": layout.shards > 1}
+    return optim_cost.buffer_bytes(*named, *sizes, **gradients, device=device)
 
 
 def micro_batch(recipe: Recipe, micro_batch_size: int) -> MicroBatch:
@@ -181,6 +165,7 @@ class Step:
         self._released = recipe.optimizer.gradient_release is True
         self._batch = micro_batch(recipe, micro)
         self._layout = layout = layout_of(recipe, world_size)
+        self.streaming = layout.streaming and device != "cpu"
         self._micro_batches = min(-(-share // micro), MICRO_BATCHES_TO_PEAK - layout.resharding)
         self._numbers = step_numbers(recipe, layout, slow_bf16=slow_bf16)
         chunk = loss_chunk_tokens(model.padded_vocab_size, device, budget)
@@ -227,7 +212,7 @@ class Step:
 
     def _hold_weights(self) -> list[Storage]:
         held = []
-        for name, shape in self._shapes.items() if not self._layout.streaming else ():
+        for name, shape in self._shapes.items() if not self.streaming else ():
             self._ledger.place = _place_of(name)
             held.append(self._ledger.hold(math.prod(shape) * self._layout.kept_bytes, "weights"))
         return held
@@ -239,8 +224,8 @@ class Step:
         self._held[""] = [self._ledger.hold(size, "temporaries")]
 
     def _hold_state(self, name: str) -> None:
-        """Hold what the optimizer keeps of a parameter, unless that is on the host."""
-        parts = state_parts(self._recipe, name, self._shapes[name]) if self._layout.offload == "none" else []
+        """Hold what the optimizer keeps of a parameter on the device."""
+        parts = device_parts(self._recipe, self._layout, name, self._shapes[name], self._device)
         self._ledger.place = _place_of(name)
         self._held[name] = [self._ledger.hold(size, cause) for size, cause in parts]
 
@@ -285,7 +270,7 @@ class Step:
         if self._released:
             self._update(name)
         else:
-            self._gradients.setdefault(name, self._ledger.hold(0) if self._layout.streaming else gradient)
+            self._gradients.setdefault(name, gradient)
 
     def _update(self, name: str) -> None:
         """Hold what a parameter's norm and its update need, and in the first step what the optimizer keeps of it."""

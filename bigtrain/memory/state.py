@@ -1,7 +1,7 @@
 """What the optimizer keeps of each parameter, on the device or with offload on the host, and what updates hold there.
 
-No torch. States that are on the host visit the device for the update, so many elements at a time, the next while one is
-updated: the same kernels, the same numbers.
+No torch. States that are on the host visit the device for the update, a piece at a time, the next while one is updated:
+the same kernels on the same pieces, the same numbers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,6 @@ from bigtrain.memory.layout import layout_of, local_shapes
 from bigtrain.models.operations_cost import FLOAT
 from bigtrain.optim import cost as optim_cost
 from bigtrain.sharding.cost import Layout
-
-STAGED_ELEMENTS = 2**22
-"""Elements whose states visit the device at a time: 16 MiB of each fp32 state, which PCIe moves at its full rate."""
-
-STAGES = 2
-"""One is updated while the next arrives."""
 
 Shape = tuple[int, ...]
 
@@ -44,6 +38,22 @@ def state_parts(recipe: Recipe, name: str, shape: Shape) -> list[tuple[int, str]
     return list(zip(parts, causes, strict=True))
 
 
+def device_parts(recipe: Recipe, layout: Layout, name: str, shape: Shape, device: str) -> list[tuple[int, str]]:
+    """Return those that are on the device: with offload step counts and Adafactor's rows and columns alone.
+
+    On the CPU the host's memory is the device's, so that all are, fp32 masters of narrower weights last.
+    """
+    parts = state_parts(recipe, name, shape)
+    if layout.offload == "none":
+        return parts
+    if device == "cpu":
+        masters = _master_bytes(recipe, layout, shape)
+        return [*parts, (masters, "master_weights")] if masters else parts
+    if recipe.optimizer.name == "adafactor":
+        return [part for part in parts if part[1] == "optimizer_state"]
+    return parts[:1]
+
+
 def update_bytes(recipe: Recipe, layout: Layout, name: str, shape: Shape, whole: Shape, device: str) -> int:
     """Return what the update of this rank's part of a parameter holds for a moment.
 
@@ -55,46 +65,123 @@ def update_bytes(recipe: Recipe, layout: Layout, name: str, shape: Shape, whole:
     rows = FLOAT * layout.shards * math.prod(shape) if dealt else 0
     worked = whole if dealt else shape
     work = optim_cost.tensor_temporary_bytes(section.name, worked, matrix=matrix, sharded=sharded, device=device)
-    return rows + work + _staged_bytes(recipe, layout, name, shape)
+    return rows + work + _staged_bytes(recipe, layout, name, shape, device)
+
+
+def model_state(
+    recipe: Recipe, model: ModelConfig, *, accumulated: bool, device: str = "cuda", world_size: int = 1
+) -> dict[str, int]:
+    """Return the bytes of model state by cause: exactly what a rank's weights, gradients and optimizer states are.
+
+    What is offloaded counts on the CPU alone, where the host's memory is the device's.
+    """
+    layout = layout_of(recipe, world_size)
+    shapes = local_shapes(recipe, model, world_size)
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    gradient = FLOAT if accumulated and layout.alone else layout.kept_bytes
+    states = {"master_weights": 0, "optimizer_state": 0}
+    for name, shape in shapes.items():
+        for size, cause in device_parts(recipe, layout, name, shape, device):
+            states[cause] += size
+    elsewhere = layout.streaming and device != "cpu"
+    return {
+        "weights": 0 if elsewhere else parameters * layout.kept_bytes,
+        "master_weights": states["master_weights"],
+        "gradients": 0 if elsewhere or recipe.optimizer.gradient_release else gradient * parameters,
+        "optimizer_state": states["optimizer_state"],
+    }
 
 
 def host_bytes(recipe: Recipe, model: ModelConfig, world_size: int) -> int:
-    """Return the pinned host memory that a rank's offload holds; 0 without."""
+    """Return the pinned host memory that a rank's offload holds; 0 without.
+
+    Buffers have exactly the size of what is in them, but for gradients: those are in torch's own pinned memory, which
+    rounds each up to a power of two.
+    """
     layout = layout_of(recipe, world_size)
-    shapes = local_shapes(recipe, model, world_size)
-    return sum(sum(_on_host(recipe, layout, name, shape)) for name, shape in shapes.items())
+    held = [_on_host(recipe, layout, *parameter) for parameter in local_shapes(recipe, model, world_size).items()]
+    return sum(sum(hosted[:-1]) + _power_of_two(hosted.gradients) for hosted in held)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length() if size else 0
 
 
 def moved_bytes(recipe: Recipe, model: ModelConfig, world_size: int, accumulation_steps: int) -> Moved:
-    """Return what a rank's offload moves in a step: states there and back, with `all` weights and gradients as well.
+    """Return what a rank's offload moves in a step: for the update, and with `all` for passes and gradients as well.
 
-    Weights come for each forward and each backward pass; gradients of several micro-batches are added up on the host.
+    An update sends what it changes and reads everything once, but for LAMB, which goes through a parameter twice, and
+    Adafactor, which reads gradients three times. With `all`, whatever is gathered comes from the host; gradients leave
+    whenever they are reduced.
     """
-    layout, steps = layout_of(recipe, world_size), accumulation_steps
-    shapes = local_shapes(recipe, model, world_size)
-    held = [_on_host(recipe, layout, name, shape) for name, shape in shapes.items()]
-    states, weights, gradients = (sum(column) for column in zip(*held, strict=True))
-    return Moved(states + 2 * steps * weights + gradients, states + weights + steps * gradients)
+    layout = layout_of(recipe, world_size)
+    moved = [
+        _moved(recipe, layout, name, shape, accumulation_steps)
+        for name, shape in local_shapes(recipe, model, world_size).items()
+    ]
+    return Moved(*(sum(column) for column in zip(*moved, strict=True)))
 
 
-def _on_host(recipe: Recipe, layout: Layout, name: str, shape: Shape) -> tuple[int, int, int]:
-    """Return the bytes on the host of a parameter's states with its masters, its weights, and its gradients."""
+def _moved(recipe: Recipe, layout: Layout, name: str, shape: Shape, accumulation_steps: int) -> Moved:
+    """Return what one parameter moves."""
+    hosted = _on_host(recipe, layout, name, shape)
+    passes = 2 if recipe.optimizer.name == "lamb" else 1
+    reads = 3 if recipe.optimizer.name == "adafactor" else 1
+    fetched = passes * (hosted.moments + hosted.weight_states + hosted.weights) + reads * hosted.gradients
+    gathers = 1
+    if layout.resharding:
+        gathers = accumulation_steps * (2 if name.startswith("blocks.") else 1)
+    reductions = 1 if layout.zero_stage == 1 or len(layout.mesh) == 2 else accumulation_steps
+    return Moved(
+        fetched + gathers * hosted.weights,
+        hosted.moments + hosted.weight_states + hosted.weights + reductions * hosted.gradients,
+    )
+
+
+class Hosted(NamedTuple):
+    """Bytes of a parameter on the host; `weight_states` are the remainder, or the fp32 master of a narrower weight."""
+
+    moments: int
+    weight_states: int
+    weights: int
+    gradients: int
+
+
+def _on_host(recipe: Recipe, layout: Layout, name: str, shape: Shape) -> Hosted:
+    """Return what is on the host of a parameter, wherever the device's memory is."""
     if layout.offload == "none":
-        return 0, 0, 0
+        return Hosted(0, 0, 0, 0)
+    parts = state_parts(recipe, name, shape)
+    remainder = sum(size for size, cause in parts if cause == "master_weights")
+    moments = 0 if recipe.optimizer.name == "adafactor" else sum(size for size, _ in parts[1:]) - remainder
+    kept = layout.kept_bytes * math.prod(shape) if layout.streaming else 0
+    return Hosted(moments, remainder + _master_bytes(recipe, layout, shape), kept, kept)
+
+
+def _master_bytes(recipe: Recipe, layout: Layout, shape: Shape) -> int:
+    """Return the bytes of fp32 masters beside weights that are kept narrower than they are without offload."""
+    apart = recipe.amp.master_weights == "fp32" and layout.kept_bytes < FLOAT
+    return FLOAT * math.prod(shape) if apart else 0
+
+
+def _staged_bytes(recipe: Recipe, layout: Layout, name: str, shape: Shape, device: str) -> int:
+    """Return what visits of a parameter's pieces take on the device."""
     elements = math.prod(shape)
-    states = sum(size for size, _ in state_parts(recipe, name, shape))
-    masters = FLOAT * elements if recipe.amp.master_weights == "fp32" and layout.number_bytes < FLOAT else 0
-    if not layout.streaming:
-        return states + masters, 0, 0
-    return states + masters, layout.number_bytes * elements, layout.reduce_bytes * elements
-
-
-def _staged_bytes(recipe: Recipe, layout: Layout, name: str, shape: Shape) -> int:
-    """Return what of a parameter visits the device at a time; whole where an update is not element by element."""
-    size, elements = sum(_on_host(recipe, layout, name, shape)), math.prod(shape)
-    if recipe.optimizer.name == "adamw" and elements > STAGED_ELEMENTS:
-        size = size * STAGED_ELEMENTS // elements
-    return STAGES * size
+    if layout.offload == "none" or not elements:
+        return 0
+    if recipe.optimizer.name == "adafactor":
+        piece = optim_cost.row_piece(device, shape)
+    else:
+        piece = min(optim_cost.PIECE_ELEMENTS[device], elements)
+    hosted = _on_host(recipe, layout, name, shape)
+    sizes = [piece * layout.kept_bytes] * (2 if layout.streaming else 0)
+    if hosted.weight_states:
+        sizes.append(piece * (hosted.weight_states // elements))
+    if hosted.moments:
+        section, matrix = recipe.optimizer, is_matrix(name, shape)
+        whole = optim_cost.tensor_state_parts(section.name, section.state, "fp32", shape, matrix=matrix)[1:]
+        sizes += [-(-size * piece // elements) for size in whole]
+    return optim_cost.STAGES * optim_cost.staged_bytes(sizes)
 
 
 def matrices(shapes: Mapping[str, Shape]) -> list[int]:

@@ -197,7 +197,7 @@ class _Keeping(Step):
     def _block_bytes(self) -> int:
         """Return what is held of the first block whatever runs: its weights and the optimizer's states."""
         block = [name for name in self._shapes if name.startswith("blocks.0.")]
-        weights = 0 if self._layout.streaming else sum(math.prod(self._shapes[name]) for name in block)
+        weights = 0 if self.streaming else sum(math.prod(self._shapes[name]) for name in block)
         states = sum(storage.size for name in block for storage in self._held[name])
         return weights * self._layout.kept_bytes + states
 

@@ -31,13 +31,14 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """A model of a shape on a ledger."""
+    """A model of a shape on a ledger; `tensor_ranks` share each product of a block."""
 
     config: ModelConfig
     operations: Operations
     loss_chunk_tokens: int
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    tensor_ranks: int = 1
 
     @property
     def _ledger(self) -> Ledger:
@@ -122,23 +123,37 @@ class ModelCost:
         return norm(x, name, n, self.config.hidden_size)
 
     def _attention(self, x: Value, name: str, batch: MicroBatch, tables: list[Storage]) -> Value:
-        config, run, n = self.config, self.operations, batch.tokens
-        (H, K), D, bias = (config.num_attention_heads, config.num_key_value_heads), config.head_dim, bool(not tables)
+        config, run, n, ranks = self.config, self.operations, batch.tokens, self.tensor_ranks
+        heads = config.num_attention_heads // ranks, config.num_key_value_heads // ranks
+        (H, K), D, bias = heads, config.head_dim, bool(not tables)
+        x = self._enter(x)
         qkv = run.linear(x, f"{name}.attention.qkv", n, config.hidden_size, (H + 2 * K) * D, bias=bias)
+        del x
         if tables:
             qkv = run.rotate(qkv, tables, n, H + K, D)
         attention = Attention(run, (H, K), D, n, batch.longest, config.causal, self.attention_dropout)
         out = attention(qkv)
         del qkv
-        return run.linear(out, f"{name}.attention.out", n, config.hidden_size, config.hidden_size, bias=bias)
+        return self._out(out, f"{name}.attention.out", n, config.hidden_size // ranks, bias=bias)
 
     def _mlp(self, x: Value, name: str, n: int) -> Value:
-        run, width, inner = self.operations, self.config.hidden_size, self.config.intermediate_size
+        run, width, inner = self.operations, self.config.hidden_size, self.config.intermediate_size // self.tensor_ranks
+        x = self._enter(x)
         if self.config.family == "llama":
             hidden = run.swiglu(run.linear(x, f"{name}.mlp.gate_up", n, width, 2 * inner, bias=False))
-            return run.linear(hidden, f"{name}.mlp.down", n, inner, width, bias=False)
+            return self._out(hidden, f"{name}.mlp.down", n, inner, bias=False)
         hidden = run.gelu(run.linear(x, f"{name}.mlp.up", n, width, inner, bias=True))
-        return run.linear(hidden, f"{name}.mlp.down", n, inner, width, bias=True)
+        return self._out(hidden, f"{name}.mlp.down", n, inner, bias=True)
+
+    def _enter(self, x: Value) -> Value:
+        return x if self.tensor_ranks == 1 else self.operations.enter(x)
+
+    def _out(self, x: Value, name: str, n: int, i: int, *, bias: bool) -> Value:
+        """Multiply (n, i) by a weight (W, i); where ranks share it, add up what they have."""
+        run, width = self.operations, self.config.hidden_size
+        if self.tensor_ranks == 1:
+            return run.linear(x, name, n, i, width, bias=bias)
+        return run.sum_over_ranks(run.linear(x, name, n, i, width, bias=False), name, width, bias=bias)
 
     def _head(self, x: Value, m: int) -> Value:
         if self.config.family != "bert":

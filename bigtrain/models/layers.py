@@ -67,6 +67,10 @@ class Attention(nn.Module):
         self.qkv = Linear(width, rows, bias=bias, std=config.initializer_range)
         self.out = Linear(width, width, bias=bias, std=output_std)
 
+    def share(self, ranks: int) -> None:
+        """Count the heads that this rank has of those that so many share."""
+        self.heads = (self.heads[0] // ranks, self.heads[1] // ranks)
+
     def forward(self, x_NW: Tensor, documents: Documents, rotary: Rotary | None = None) -> Tensor:
         """Mix the tokens of each document: (N, W) to (N, W)."""
         H, K = self.heads

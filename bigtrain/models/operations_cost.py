@@ -92,6 +92,25 @@ class Operations:
             wide = hold(i * o * (FLOAT if self.device == "cuda" else numbers.activation), "gradients")
         return wide if wide.size == i * o * numbers.gradient else hold(i * o * numbers.gradient, "gradients")
 
+    def enter(self, x: Value) -> Value:
+        """Let ranks read what they share; backward adds up what each of them has of its gradient."""
+        size = x.size
+        hold, keep = self.ledger.hold, self.ledger.keep
+        return self.ledger.made(x.storage, [x], keep([]), lambda grad, kept: Gradients([hold(size, "temporaries")], []))
+
+    def sum_over_ranks(self, x: Value, name: str, w: int, *, bias: bool) -> Value:
+        """Add up (n, w) over ranks, and a bias to the sum."""
+        numbers, hold = self.numbers, self.ledger.hold
+        out = hold(x.size)
+        if bias and numbers.weight != numbers.activation:
+            self.ledger.passing(w * numbers.activation)
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            made = [(f"{name}.bias", hold(w * numbers.gradient, "gradients"))] if bias else []
+            return Gradients([grad], made)
+
+        return self.ledger.made(out, [x], self.ledger.keep([]), backward)
+
     def layer_norm(self, x: Value, name: str, n: int, w: int) -> Value:
         """Normalize; keeps the input and two fp32 numbers a token."""
         return self._norm(x, name, n, w, statistics=2, parameters=("weight", "bias"))

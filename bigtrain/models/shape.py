@@ -55,8 +55,11 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
     return {"embeddings": embeddings, "block": _block(config), "final_norm": final_norm, "head": head}
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each parameter of the built model by name, in its order, tied ones once."""
+def parameter_shapes(config: ModelConfig, tensor_ranks: int = 1) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of the built model by name, in its order, tied ones once.
+
+    Of a model whose products so many ranks share, it is that of what each of them has.
+    """
     width, rows = config.hidden_size, config.padded_vocab_size
     shapes: dict[str, tuple[int, ...]] = {}
     if config.family == "bert":
@@ -68,7 +71,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes["segments.weight"] = (SEGMENTS, width)
         shapes |= _norm_shapes(config, "embedding_norm")
     for index in range(config.num_hidden_layers):
-        shapes |= {f"blocks.{index}.{name}": shape for name, shape in _block_shapes(config).items()}
+        shapes |= {f"blocks.{index}.{name}": shape for name, shape in _block_shapes(config, tensor_ranks).items()}
     if config.family == "bert":
         shapes |= _linear_shapes("head_dense", width, width, bias=True) | _norm_shapes(config, "head_norm")
     else:
@@ -76,12 +79,28 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes if config.tie_word_embeddings else shapes | {"decoder.weight": (rows, width)}
 
 
-def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    width, inner, bias = config.hidden_size, config.intermediate_size, config.family != "llama"
+def shared_products(config: ModelConfig) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Return the linear layers of a block that ranks may share: the dim of the weight that is cut, and its sections.
+
+    Each rank gets its part of each section: of queries, keys and values its heads, of gate and value its columns.
+    """
+    inner, head = config.intermediate_size, config.head_dim
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+    up, wide = ("mlp.gate_up", (inner, inner)) if config.family == "llama" else ("mlp.up", (inner,))
+    return {
+        "attention.qkv": (0, tuple(count * head for count in heads)),
+        "attention.out": (1, (config.hidden_size,)),
+        up: (0, wide),
+        "mlp.down": (1, (inner,)),
+    }
+
+
+def _block_shapes(config: ModelConfig, ranks: int) -> dict[str, tuple[int, ...]]:
+    width, inner, bias = config.hidden_size, config.intermediate_size // ranks, config.family != "llama"
     up, wide = ("mlp.gate_up", 2 * inner) if config.family == "llama" else ("mlp.up", inner)
     return (
-        _linear_shapes("attention.qkv", width, _qkv_rows(config), bias=bias)
-        | _linear_shapes("attention.out", width, width, bias=bias)
+        _linear_shapes("attention.qkv", width, _qkv_rows(config) // ranks, bias=bias)
+        | _linear_shapes("attention.out", width // ranks, width, bias=bias)
         | _norm_shapes(config, "attention_norm")
         | _linear_shapes(up, width, wide, bias=bias)
         | _linear_shapes("mlp.down", inner, width, bias=bias)

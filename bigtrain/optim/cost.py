@@ -181,13 +181,15 @@ def buffer_bytes(
     matrices: Collection[int] | None = None,
     *,
     accumulated: bool = False,
+    narrow: bool = False,
     sharded: bool = False,
     device: str = "cpu",
 ) -> int:
     """Return the bytes of work buffers and noise tables, which an optimizer makes in its first step and keeps.
 
-    Gradients have the dtype of the weights, or are fp32 where those of several micro-batches are `accumulated`. Where
-    parameters are `sharded`, the shapes are those of this rank's rows.
+    Gradients have the dtype of the weights, or are fp32 where those of several micro-batches are `accumulated`; those
+    of weights whose fp32 masters are offloaded are `narrow` else. Where parameters are `sharded`, the shapes are those
+    of this rank's rows.
     """
     check(name, state, master_weights)
     used = {
@@ -195,6 +197,8 @@ def buffer_bytes(
         for place, shape in enumerate(shapes)
         for buffer in _work(name, state, master_weights, shape, name == "muon" and _is_matrix(place, shape, matrices))
     }
+    if narrow:
+        used.add("gradient")
     if accumulated:
         used.discard("gradient")
     elements = adafactor_piece(device, shapes) if name == "adafactor" else piece_elements(device, shapes)

@@ -145,7 +145,11 @@ class Piecewise(Optimizer):
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         held = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in zip(saved, held, strict=True):
-            self.state[parameter].update(self._placed(state_dict["state"].get(index, {}), parameter))
+            self.take_state(parameter, state_dict["state"].get(index, {}))
+
+    def take_state(self, parameter: Tensor, state: Mapping[str, Any]) -> None:
+        """Take over a copy of a parameter's state, each tensor to where such states are."""
+        self.state[parameter].update(self._placed(state, parameter))
 
     def _step_all(self, parameters: list[Tensor], group: Group) -> None:
         for parameter in parameters:

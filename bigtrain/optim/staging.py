@@ -155,7 +155,7 @@ class Staging:
         if not self._slots or needed > self._slots[0].nbytes:
             self.close()
             room = torch.empty(STAGES * needed, dtype=torch.uint8, device=self.device)
-            self._slots = list(room.split(needed)) if needed else [room] * STAGES
+            self._slots = list(torch.split(room, needed)) if needed else [room] * STAGES
             self._copies.begin()
         self._copies.leave(self._slot)
         self._slot = (self._slot + 1) % STAGES

@@ -46,17 +46,16 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """The collectives of one kind in a step: over which link, and the seconds of each group of parameters each time."""
+    """The collectives of one kind in a step: over which link, and the seconds of each."""
 
     collective: Collective
     link: str
-    groups: int
     each_seconds: float
 
     @property
     def seconds(self) -> float:
         """Return what all of them take in a step, hidden or not."""
-        return self.collective.times * self.groups * self.each_seconds
+        return self.collective.calls * self.each_seconds
 
     def as_object(self) -> dict[str, object]:
         """Return what `bigtrain plan --json` prints."""
@@ -65,7 +64,7 @@ class Transfer:
             "kind": sent.kind,
             "link": self.link,
             "ranks": sent.ranks,
-            "collectives": sent.times * self.groups,
+            "collectives": sent.calls,
             "sent_bytes": sent.sent_bytes,
             "seconds": self.seconds,
         }
@@ -86,7 +85,7 @@ class Links:
     near_name: str
     ways: tuple[Way, ...]
 
-    def transfer(self, collective: Collective, groups: int, world_size: int) -> Transfer:
+    def transfer(self, collective: Collective, world_size: int) -> Transfer:
         """Return a step's collectives of one kind on the link that bounds them.
 
         Ranks that share a model are neighbours, ranks that hold the same part of several models are as far apart as the
@@ -97,10 +96,10 @@ class Links:
         near, rate = collective.ranks <= members, self.near_bytes_per_second
         if not near:
             rate = min(rate, members * self.far_bytes_per_second)
-        sent = collective.sent_bytes / (collective.times * groups)
+        sent = collective.sent_bytes / collective.calls
         ways = [way for way in self.ways if collective.kind == "all_reduce" or not way.tree]
         each = min(way.seconds(collective, members, rate, sent) for way in ways)
-        return Transfer(collective, self.near_name if near else NETWORK, groups, each)
+        return Transfer(collective, self.near_name if near else NETWORK, each)
 
     def _members(self, collective: Collective, world_size: int) -> int:
         """Return how many of a collective's ranks a machine has."""
@@ -148,9 +147,9 @@ def _ways(link: str) -> tuple[Way, ...]:
     return tuple(Way(**way) for way in constants()["links"]["ways"][link])
 
 
-def transfers(links: Links, collectives: Iterable[Collective], *, groups: int, world_size: int) -> list[Transfer]:
+def transfers(links: Links, collectives: Iterable[Collective], world_size: int) -> list[Transfer]:
     """Return a step's collectives with the link that each is bound by and what it takes."""
-    return [links.transfer(collective, groups, world_size) for collective in collectives]
+    return [links.transfer(collective, world_size) for collective in collectives]
 
 
 def exposed_seconds(
@@ -182,7 +181,6 @@ def communication(
     links: Links,
     collectives: Iterable[Collective],
     *,
-    groups: int,
     world_size: int,
     accumulation_steps: int,
     forward_seconds: float,
@@ -191,7 +189,7 @@ def communication(
     """Return the exposed seconds of a step's collectives."""
     return exposed_seconds(
         links,
-        transfers(links, collectives, groups=groups, world_size=world_size),
+        transfers(links, collectives, world_size),
         accumulation_steps=accumulation_steps,
         forward_seconds=forward_seconds,
         backward_seconds=backward_seconds,

@@ -12,8 +12,8 @@ from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
 from bigtrain.config.shape_checks import fault
 from bigtrain.errors import RecipeError
-from bigtrain.memory.predict import model_state
 from bigtrain.memory.report import MemoryReport
+from bigtrain.memory.state import model_state
 from bigtrain.models import shape
 from bigtrain.planner import mechanisms
 from bigtrain.planner.choice import Choice
@@ -85,7 +85,8 @@ class Plan:
     def state_bytes(self) -> Mapping[str, int]:
         """Return the bytes of weights, gradients and optimizer states that a rank keeps, by cause."""
         accumulated = self.accumulation_steps > 1
-        return model_state(self.recipe, self.model, accumulated=accumulated, world_size=self.world_size)
+        device, size = self.hardware.kind, self.world_size
+        return model_state(self.recipe, self.model, accumulated=accumulated, device=device, world_size=size)
 
     @property
     def total_steps(self) -> int | None:

@@ -33,7 +33,7 @@ def memory_of(recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size
         threads=hardware.threads,
         workspace_bytes=workspace_bytes(hardware),
     )
-    held = host_bytes(recipe, model, world_size)
+    held = 0 if hardware.kind == "cpu" else host_bytes(recipe, model, world_size)  # the prediction has it there
     return on_device(dataclasses.replace(report, host_bytes_peak=held), hardware, world_size)
 
 

@@ -32,7 +32,10 @@ LESSONS = 6
 
 @dataclass
 class Limits:
-    """The allocated bytes that fit: `common` for all, less for settings whose allocator was found to add more."""
+    """The allocated bytes that fit: `common` for all, less for settings whose allocator was found to add more.
+
+    What an allocator adds follows from the passes over the blocks, whatever the number of groups that hold a model.
+    """
 
     budget_bytes: int
     common: int
@@ -41,7 +44,7 @@ class Limits:
 
     def of(self, setting: Choice) -> int:
         """Return the limit of a setting."""
-        return min(self.common, self.own.get(setting, self.common))
+        return min(self.common, self.own.get(replace(setting, replicate=1), self.common))
 
     def learn(self, offer: Offer, report: MemoryReport) -> None:
         """Take in the whole memory of an offer that was within the limit and is over the budget.
@@ -53,7 +56,7 @@ class Limits:
         assert reserved is not None
         self.common = min(self.common, self.budget_bytes - (device - reserved))
         limit = min(offer.allocated_bytes - 1, self.budget_bytes - (device - offer.allocated_bytes))
-        self.own[replace(offer.choice, recompute=())] = limit
+        self.own[replace(offer.choice, recompute=(), replicate=1)] = limit
         self.lessons += 1
         if self.lessons >= LESSONS:
             self.common = min(self.common, limit)

@@ -20,7 +20,7 @@ from bigtrain.planner.links import Transfer, exposed_seconds, links_of, transfer
 from bigtrain.planner.rates import rates_of
 from bigtrain.planner.roofline import Roofline
 from bigtrain.planner.work import ModelWork
-from bigtrain.sharding.cost import REDUCE_BYTES, collectives, padded_elements
+from bigtrain.sharding.cost import REDUCE_BYTES, RESHARDING_STAGES, collectives, padded_elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ class Speed:
         self._updates: dict[tuple[str, str, bool, bool, int], float] = {}
         self._sent: dict[tuple[object, ...], float] = {}
         self._transfers: dict[tuple[int, int, int], list[Transfer]] = {}
+        self._copied: dict[tuple[int, int, int, str], tuple[float, float]] = {}
 
     def seconds(self, choice: Choice) -> StepSeconds:
         """Return what a step takes."""
@@ -93,6 +94,8 @@ class Speed:
         forward, backward = times * passes.forward, times * passes.backward
         sent = 0.0
         if self.world_size > 1:
+            copied = self._copies(choice)
+            forward, backward = forward + copied[0], backward + copied[1]
             sent = self._communication(choice, forward, backward + times * again)
         return StepSeconds(
             forward,
@@ -174,17 +177,42 @@ class Speed:
         shards, times = self._shards(choice), choice.accumulation_steps
         key = (choice.zero_stage, shards, times)
         if key not in self._transfers:
+            padded = {name: padded_elements(shape, shards) for name, shape in self._shapes.items()}
             sent = collectives(
-                sum(padded_elements(shape, shards) for shape in self._shapes.values()),
+                sum(padded.values()),
                 choice.zero_stage,
                 shards,
                 self.world_size // shards,
                 times,
                 2 if self.recipe.amp.precision != "fp32" else FLOAT,
                 REDUCE_BYTES[self.recipe.amp.reduce],
+                groups=self._groups,
+                outside=sum(size for name, size in padded.items() if not name.startswith("blocks.")),
             )
-            self._transfers[key] = transfers(self._links, sent, groups=self._groups, world_size=self.world_size)
+            self._transfers[key] = transfers(self._links, sent, self.world_size)
         return self._transfers[key]
+
+    def _copies(self, choice: Choice) -> tuple[float, float]:
+        """Return what `fully_shard` copies in a step's forward and backward passes, in seconds.
+
+        Parameters out of what was gathered, gradients into what is reduced. From stage 2 on each micro-batch's are, so
+        that a rank adds up its part alone.
+        """
+        stage, shards, times = choice.zero_stage, self._shards(choice), choice.accumulation_steps
+        key = (stage, shards, times, choice.master_weights)
+        if key not in self._copied:
+            made = weight_bytes(1, choice.master_weights)
+            number = 2 if self.recipe.amp.precision != "fp32" else FLOAT
+            again, reductions = stage in RESHARDING_STAGES, 1 if stage == 1 else times
+            out = update.copy(self._plain, self._parameters, len(self._shapes), number, number)
+            into = update.copy(self._plain, self._parameters, len(self._shapes), number, FLOAT)
+            backward = out * (times if again else 0) + into * reductions
+            if stage >= 2:
+                whole = update.add(self._plain, self._parameters, len(self._shapes), made)
+                backward += whole * ((times - 1) * (1 / shards - 1))
+            forward = out * (times if again else 1)
+            self._copied[key] = self._plain.elapsed(forward), self._plain.elapsed(backward)
+        return self._copied[key]
 
     def _communication(self, choice: Choice, forward_seconds: float, backward_seconds: float) -> float:
         return exposed_seconds(

@@ -39,6 +39,11 @@ def add(run: Roofline, parameters: int, tensors: int, made_bytes: int) -> Work:
     return run.pointwise(parameters, FLOAT + made_bytes, FLOAT, in_place=True) + Work(0.0, TENSOR_CALLS * tensors)
 
 
+def copy(run: Roofline, parameters: int, tensors: int, from_bytes: int, to_bytes: int) -> Work:
+    """Copy all parameters or gradients between their own tensors and the one that is sent."""
+    return run.pointwise(parameters, from_bytes, to_bytes, in_place=True) + Work(0.0, TENSOR_CALLS * tensors)
+
+
 def update(
     run: Roofline,
     name: str,

@@ -29,19 +29,20 @@ from bigtrain.profiling.result import Predicted, Profile
 from bigtrain.profiling.steps import LEAST_STEPS, Steps
 from bigtrain.training.build import build_engine, build_loader
 from bigtrain.training.runtime import runtime
+from bigtrain.world import joined
 
 
 def profile_recipe(plan: Plan, *, steps: int = LEAST_STEPS) -> Profile:
     """Take a few real steps as a plan says, from new weights, and set what they hold beside what was predicted.
 
-    The data are prepared first if need be. No run folder is made. Raises InputError for less than three steps, which
+    The data are prepared first if need be. No run folder is made. On several ranks each gets what its own steps held. Raises InputError for less than three steps, which
     would not show the peak, RecipeError for a plan on CUDA where there is none.
     """
     if steps < LEAST_STEPS:
         raise InputError(f"profile: {steps} steps do not show the peak; take at least {LEAST_STEPS}")
     check_runnable(plan.recipe)
-    with runtime(plan):
-        loader = build_loader(plan, ensure_prepared(plan.recipe))
+    with joined(kind=plan.hardware.kind, timeout_seconds=plan.recipe.cluster.timeout) as world, runtime(plan):
+        loader = build_loader(plan, ensure_prepared(plan.recipe), world)
         plan = plan.with_rows(loader.rows)
         with closing(loader):
             measured = Steps(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,6 +21,7 @@ from bigtrain.memory.measure import record
 from bigtrain.memory.record import Recording
 from bigtrain.memory.report import MemoryReport
 from bigtrain.memory.trace_model import called
+from bigtrain.profiling.settled import collectives_settled
 from bigtrain.training.runtime import host_bytes_peak, seed_step
 
 LEAST_STEPS = 3
@@ -67,7 +69,7 @@ class Steps:
         engines: list[Engine] = []
         trace = record(lambda: self._build_and_take(engines, count), device=self.device)
         engine = engines.pop()
-        kept = tensors_kept(engine.model, engine.optimizer, self._names(engine.model))
+        kept = tensors_kept(engine.model, engine.optimizer, self._names(engine.model), engine.parameters)
         whole = attribute(trace, kept, head=self.head)
         memory = memory_report(causes_at_peak(whole), self.device)
         recording, step = until_peak(whole)
@@ -77,14 +79,15 @@ class Steps:
         engine = self.build()
         engines.append(engine)
         names = self._names(engine.model)
-        with marked(engine.model, names):
+        settled = collectives_settled() if self.device == "cpu" and engine.world.size > 1 else nullcontext()
+        with settled, marked(engine.model, names):
             for number, batch in enumerate(islice(self.batches, count)):
                 with mark(f"{STEP}{number}"):
                     self._take(engine, batch, number, names)
 
     def _take(self, engine: Engine, batch: Batch, number: int, names: Sequence[str]) -> None:
         """Take a step as the shipped loop does: each output goes before the next micro-batch comes."""
-        seed_step(self.seed, number)
+        seed_step(self.seed, number, engine.world.rank)
         batches, outputs = engine.micro_batches(batch), []
         while True:
             with mark("forward"):

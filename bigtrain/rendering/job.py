@@ -17,7 +17,7 @@ from bigtrain.planner.plan import plan
 from bigtrain.planner.settle import named_hardware
 from bigtrain.planner.words import short_choice
 from bigtrain.rendering.names import name_faults
-from bigtrain.units import format_bytes
+from bigtrain.units import exact_seconds, format_bytes
 
 Scheduler = Literal["slurm", "kubernetes", "trainjob"]
 
@@ -28,6 +28,9 @@ POD_SUFFIXES = {"kubernetes": "-{}", "trainjob": "-node-0-{}"}
 """What follows the run's name in the host name of a pod, with the number of its machine."""
 
 NOT_PLANNED = "Not planned: no GPU here. Whether it fits is known when the job starts, or now with --device NAME."
+
+SIGNAL_SECONDS = 120
+"""How long before the time limit Slurm asks the run to save. It may do so up to 60 seconds earlier (sbatch(1))."""
 
 SAVING_SECONDS = 600
 """What processes have from the signal to stop until they are killed, where that is ours to say: as in the launcher."""
@@ -145,6 +148,10 @@ def _contradictions(scheduler: Scheduler, recipe: Recipe) -> Iterator[Fault]:
     if recipe.cluster.rendezvous is not None:
         text = f"{recipe.cluster.rendezvous!r}: the job file names the first of the machines that it gets; use null"
         yield fault(recipe, "cluster.rendezvous", text)
+    limit = recipe.cluster.time_limit
+    if scheduler == "slurm" and limit is not None and limit <= SIGNAL_SECONDS + 60:
+        text = f"{exact_seconds(limit)}: Slurm asks a run to save {SIGNAL_SECONDS} to {SIGNAL_SECONDS + 60} s before it"
+        yield fault(recipe, "cluster.time_limit", f"{text}; write more, such as 1h")
     if scheduler == "trainjob" and isinstance(recipe.cluster.nodes, str):
         text = f"{recipe.cluster.nodes!r}: a TrainJob keeps its number of nodes; write one, or use --render kubernetes"
         yield fault(recipe, "cluster.nodes", text)

@@ -7,11 +7,8 @@ import sys
 from pathlib import Path
 
 from bigtrain.errors import Interrupted
-from bigtrain.rendering.job import Command, Job
+from bigtrain.rendering.job import SIGNAL_SECONDS, Command, Job
 from bigtrain.rendering.lines import comments
-
-SIGNAL_SECONDS = 120
-"""How long before the time limit Slurm asks the run to save. It may do so up to 60 seconds earlier (sbatch(1))."""
 
 LEAST_PORT, PORTS = 20_000, 10_000
 """Below the ports that Linux gives to outgoing connections (32768 to 60999, ip(7))."""

@@ -47,8 +47,8 @@ class Layout:
     def of(cls, recipe: Recipe, world_size: int, kept_bytes: int) -> Layout:
         """Return the layout of a recipe without `auto`, whose weights are kept in numbers of so many bytes.
 
-        With offload what the device has of the weights is what they compute in; masters wider than that are on the
-        host. Raises InputError for `nvme`, which DeepSpeed does with buffers of its own.
+        With `optimizer` offloaded the device has the weights as they compute; masters wider than that are on the host.
+        Raises InputError for `nvme`, which DeepSpeed does with buffers of its own.
         """
         if recipe.sharding.offload == "nvme":
             raise InputError("sharding.offload: nvme: what DeepSpeed's buffers hold is not predicted; use all")
@@ -62,7 +62,7 @@ class Layout:
             shards=world_size // replicate,
             replicate=replicate,
             number_bytes=number_bytes,
-            kept_bytes=kept_bytes if section.offload == "none" else number_bytes,
+            kept_bytes=number_bytes if section.offload == "optimizer" else kept_bytes,
             reduce_bytes=REDUCE_BYTES[recipe.amp.reduce],
             accumulated=recipe.train.global_batch_size // world_size > micro,
             offload=section.offload,
@@ -120,8 +120,8 @@ class Collective:
     """Collectives of one kind in a step: what each rank sends in all of them together.
 
     `ranks` take part in each; `scope` says whether they share the parts of one model (neighbours, in a node where they
-    fit) or hold the same part of several (`replicate`). Each group of parameters, a block or what is outside of them,
-    has `times` of them in a step. `forward_share` of the bytes are sent in forward passes, the rest in backward ones.
+    fit) or hold the same part of several (`replicate`). Each block has `times` of them in a step; `calls` counts all.
+    `forward_share` of the bytes are sent in forward passes, the rest in backward ones.
     """
 
     kind: Kind
@@ -129,6 +129,7 @@ class Collective:
     ranks: int
     scope: Scope
     times: int
+    calls: int
     forward_share: float = 0.0
 
 
@@ -140,25 +141,34 @@ def collectives(
     accumulation_steps: int,
     number_bytes: int,
     reduce_bytes: int,
+    *,
+    groups: int = 1,
+    outside: int = 0,
 ) -> list[Collective]:
     """Return what each rank sends in a step; nothing where a collective would have one rank.
 
-    `number_bytes` are those of a parameter as it computes, `reduce_bytes` those of a gradient as it is summed. Ring
-    algorithms send (n-1)/n of the whole in an all-gather or a reduce-scatter and twice that in an all-reduce, which for
-    one micro-batch are the 1x, 1x and 1.5x of Rajbhandari et al. 2020, arXiv 1910.02054, section 7. With several, stage
-    1 reduces the last one's only, stage 2 each one's, and stage 3 gathers for each one's forward and backward pass.
+    `parameters` are elements with the padding of their rows, in so many `groups`; of them `outside` are those of the
+    group outside of the blocks, which stay gathered from a forward pass to its backward pass. `number_bytes` are those
+    of a parameter as it computes, `reduce_bytes` those of a gradient as it is summed. Ring algorithms send (n-1)/n of
+    the whole in an all-gather or a reduce-scatter and twice that in an all-reduce, which for one micro-batch are the
+    1x, 1x and 1.5x of Rajbhandari et al. 2020, arXiv 1910.02054, section 7. With several, stage 1 reduces the last
+    one's only, stage 2 each one's, and stage 3 gathers blocks for each one's forward and backward pass.
     """
     found = []
     if stage and shards > 1:
         gathers = 2 * accumulation_steps if stage == 3 else 1
         reductions = 1 if stage == 1 else accumulation_steps
         gathered, reduced = (_ring(parameters * size, shards) for size in (number_bytes, reduce_bytes))
-        share = 0.5 if stage == 3 else 1.0
-        found.append(Collective("all_gather", gathers * gathered, shards, "shard", gathers, share))
-        found.append(Collective("reduce_scatter", reductions * reduced, shards, "shard", reductions))
+        kept = accumulation_steps if stage == 3 and outside else 0
+        sent = gathers * gathered - kept * _ring(outside * number_bytes, shards)
+        share = accumulation_steps * gathered / sent if stage == 3 else 1.0
+        found.append(Collective("all_gather", sent, shards, "shard", gathers, gathers * groups - kept, share))
+        found.append(
+            Collective("reduce_scatter", reductions * reduced, shards, "shard", reductions, reductions * groups)
+        )
     if replicate > 1:
         part = -(-parameters // shards) * reduce_bytes
-        found.append(Collective("all_reduce", 2 * _ring(part, replicate), replicate, "replicate", 1))
+        found.append(Collective("all_reduce", 2 * _ring(part, replicate), replicate, "replicate", 1, groups))
     return found
 
 

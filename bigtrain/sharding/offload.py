@@ -48,10 +48,10 @@ def narrow(model: nn.Module, local: Iterable[nn.Parameter], dtype: torch.dtype) 
     def narrowed(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if isinstance(tensor, DTensor) and tensor.is_floating_point() else tensor
 
-    model._apply(narrowed)
+    model._apply(narrowed)  # type: ignore[no-untyped-call]
     for parameter, mine in zip(model.parameters(), local, strict=True):
-        assert isinstance(parameter, DTensor)
-        mine.data = parameter.detach().to_local()
+        sharded: Any = parameter.detach()
+        mine.data = sharded.to_local()
 
 
 def _kept(model: nn.Module) -> Iterator[Any]:

@@ -105,6 +105,8 @@ class Sharding(Around):
     def __init__(self, ledger: Ledger, layout: Layout, shapes: Mapping[str, Shape], *, device: str) -> None:
         self._ledger, self._layout = ledger, layout
         self._copying = device in COPYING
+        self._fetching = layout.streaming and device != "cpu"
+        """Whether parts come from the host, which on the CPU they are in already."""
         self._groups: dict[int, Group] = {}
         self._group_of: dict[str, Group] = {}
         for name, shape in shapes.items():
@@ -114,7 +116,6 @@ class Sharding(Around):
         """The all-gather before: freed after the next one is copied, so that both may be under way."""
         self._input: Storage | None = None
         """The reduce-scatter before."""
-        self._leaving: list[Storage] = []
         self._last = True
         self._ready: GradientReady | None = None
 
@@ -136,7 +137,6 @@ class Sharding(Around):
         """End the backward pass: reduce what is outside of the blocks."""
         self.after_backward(ROOT)
         self._ready = self._input = None
-        self._leaving.clear()
         for group in self._groups.values():
             group.reduced = None
 
@@ -185,27 +185,27 @@ class Sharding(Around):
 
     def _gather(self, group: Group) -> None:
         layout, hold = self._layout, self._ledger.hold
-        if (layout.shards == 1 and not layout.streaming) or group.gathered is not None:
+        if layout.shards == 1 or group.gathered is not None:
             return
         size = sum(group.elements.values()) * layout.number_bytes
-        apart = layout.shards > 1 and (layout.converting or layout.streaming)
-        part = hold(size // layout.shards, "communication") if apart else None
+        part = hold(size // layout.shards, "communication") if layout.converting or self._fetching else None
+        if layout.converting and self._fetching:  # each as it is kept, until it is rounded
+            self._ledger.passing(max(group.elements.values()) // layout.shards * layout.kept_bytes)
         group.gathered = hold(size, "communication")
         del part
-        if self._copying and layout.shards > 1:
+        if self._copying:
             self._ledger.passing(size, cause="communication")
 
     def _copy_out(self, group: Group) -> None:
-        """Hold each parameter; a shard of one is copied, and converted before where it is kept in another dtype."""
-        layout, part = self._layout, None
-        if group.gathered is not None and layout.shards == 1:
-            group.whole.append(group.gathered)  # as the host sent it
-            return
+        """Hold each parameter; a shard of one is copied, after it came from the host and was rounded, if it is."""
+        layout, hold, part = self._layout, self._ledger.hold, None
         for elements in group.elements.values():
             size = elements * layout.number_bytes
-            if layout.shards == 1 and layout.converting:
-                part = self._ledger.hold(size, "communication")
-            group.whole.append(self._ledger.hold(size, "communication"))
+            if layout.shards == 1 and (self._fetching or layout.converting):
+                sent = hold(elements * layout.kept_bytes, "communication") if self._fetching else None
+                part = hold(size, "communication") if layout.converting else sent
+                del sent
+            group.whole.append(hold(size, "communication"))
         del part
 
     def _after_backward(self, group: Group) -> None:
@@ -218,11 +218,7 @@ class Sharding(Around):
             self._widen(group)
             return
         self._input = None
-        self._leaving.clear()
-        if self._layout.shards == self._layout.replicate == 1:
-            self._send(group)
-        else:
-            self._reduce(group)
+        self._reduce(group)
 
     def _widen(self, group: Group) -> None:
         """Make sums of the first micro-batch's gradients where these are narrower; else they are the sums."""
@@ -234,12 +230,6 @@ class Sharding(Around):
             size = narrow.size // layout.number_bytes * layout.reduce_bytes
             group.sums[name] = self._ledger.hold(size, "gradients")
         del narrow
-
-    def _send(self, group: Group) -> None:
-        """Send a group's gradients to the host; they are there until the next group sends its own."""
-        self._leaving.extend(group.gradients.values())
-        group.gradients.clear()
-        self._hand_over(group, self._ledger.hold(0, "gradients"))
 
     def _reduce(self, group: Group) -> None:
         """Hold what goes into a reduce-scatter and what comes out, and hand that over."""
@@ -259,6 +249,8 @@ class Sharding(Around):
             group.reduced = out
         if layout.kept_bytes != layout.reduce_bytes:
             out = hold(elements // layout.shards * layout.kept_bytes, "gradients")
+        if self._fetching:
+            out = hold(0, "gradients")  # it is sent to the host
         self._hand_over(group, out)
         group.partial = None
 

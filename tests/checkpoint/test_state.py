@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks_apart import Position, cut_engine, on_ranks, step, succeeded
 from torch import Tensor, nn
 
 from bigtrain.amp.loss_scale import LossScale
@@ -17,10 +21,13 @@ from bigtrain.amp.precision import apply
 from bigtrain.checkpoint import tensors
 from bigtrain.checkpoint.state import OPTIMIZER, STATE, WEIGHTS, TrainState, load_weights, optimizer_state, weights
 from bigtrain.checkpoint.store import CheckpointStore
+from bigtrain.checkpoint.stored import StoredTensors
 from bigtrain.engine import Engine
 from bigtrain.errors import CheckpointError
 from bigtrain.optim import AdamW, Lamb
+from bigtrain.optim.offload import keep_on_host
 from bigtrain.optim.release import release
+from bigtrain.world import ALONE, World
 
 
 class Tied(nn.Module):
@@ -34,19 +41,6 @@ class Tied(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.head(self.embedding(ids)).square().mean()
-
-
-class Position:
-    """A loader that only counts."""
-
-    def __init__(self) -> None:
-        self.position = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any], *, other_data: bool = False) -> None:
-        self.position = state["position"]
 
 
 OPTIMIZERS = {
@@ -83,8 +77,8 @@ def state_of(
 
 
 def take(state: TrainState, steps: Iterable[int], max_norm: float | None = 1.0) -> None:
-    for step in steps:
-        ids = torch.arange(4) + step % 5
+    for number in steps:
+        ids = torch.arange(4) + number % 5
         for micro in state.engine.micro_batches({"ids": ids}):
             state.engine.backward(state.engine.model(**micro))
         state.engine.step(max_norm)
@@ -211,3 +205,199 @@ def test_weights_in_24_bits_and_moments_in_8_are_restored_to_the_bit(tmp_path: P
     assert all(torch.equal(one, other) for one, other in zip(bits(resumed), bits(cut), strict=True))
     take(resumed, range(3, 7), max_norm)
     assert all(torch.equal(one, other) for one, other in zip(bits(resumed), bits(whole), strict=True))
+
+
+def cut_state(world: World, seed: int = 0, width: int = 6) -> TrainState:
+    torch.manual_seed(seed)
+    model = Tied(width)
+    model.scale.fill_(float(seed))
+    engine = cut_engine(model, lambda held: AdamW(held, lr=0.1), world)
+    return TrainState(engine, Position())  # type: ignore[arg-type]
+
+
+def save_on(world: World, state: TrainState, folder: Path) -> Path:
+    return state.save(CheckpointStore(folder, world=world), {"plan.yaml": "a plan"})
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    """Return all weights and states of a checkpoint, whole."""
+    return {name: tensor for kind in (WEIGHTS, OPTIMIZER) for name, tensor in StoredTensors(folder, kind).whole()}
+
+
+def test_a_run_goes_from_ranks_to_ranks_and_no_bit_is_changed(tmp_path: Path) -> None:
+    folders: list[Path] = []
+    for index, size in enumerate((4, 2, 1, 4, 3)):
+
+        def work(world: World, index: int = index) -> Path:
+            state = cut_state(world, seed=index)
+            if index == 0:
+                step(state.engine, 1)  # type: ignore[arg-type]
+                state.tokens, state.loader.position = 77, 5  # type: ignore[attr-defined]
+            else:
+                state.restore(folders[-1])
+            assert (state.step, state.tokens, state.loader.position) == (1, 77, 5)  # type: ignore[attr-defined]
+            return save_on(world, state, tmp_path / str(index))
+
+        (folder,) = set(succeeded(on_ranks(size, work)))
+        folders.append(folder)
+        files = {file.name for file in folder.iterdir()}
+        assert len([name for name in files if name.startswith("weights")]) == size
+        assert (WEIGHTS in files) == (size == 1)
+    first = stored(folders[0])
+    assert {"embedding.weight", "head.bias", "scale", "head.bias.exp_avg"} < first.keys()
+    for folder in folders[1:]:
+        found = stored(folder)
+        assert found.keys() == first.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in first.items())
+        assert json.loads((folder / STATE).read_text()) == json.loads((folders[0] / STATE).read_text())
+
+
+def test_one_rank_writes_what_it_wrote_before_there_were_several(tmp_path: Path) -> None:
+    folder = save_on(ALONE, cut_state(ALONE), tmp_path)
+    raw = (folder / WEIGHTS).read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert list(header) == ["scale", "embedding.weight", "head.bias"]
+    assert "__metadata__" not in header
+
+
+def test_a_checkpoint_that_does_not_tell_its_format_has_the_optimizers(tmp_path: Path) -> None:
+    state = state_of("own", width=512)
+    take(state, range(1))
+    moments, _ = optimizer_state(state.engine)
+    counts = {"optimizer_class": "AdamW", "optimizer": {}, "loss_scale": {"scale": 1.0, "good_steps": 0}}
+    counts |= {"step": 1, "tokens": 4, "loader": {"position": 1}}
+    files = {WEIGHTS: dict(weights(state.engine.model)), OPTIMIZER: moments}
+    folder = CheckpointStore(tmp_path).save(1, files, {STATE: json.dumps(counts)})
+    resumed = state_of("own", width=512, seed=9)
+    resumed.restore(folder)
+    assert all(torch.equal(one, other) for one, other in zip(bits(resumed), bits(state), strict=True))
+    assert any(name.endswith("_scale") for name in moments)
+
+
+def test_weights_of_ranks_go_into_a_whole_model(tmp_path: Path) -> None:
+    succeeded(on_ranks(3, lambda world: save_on(world, cut_state(world, seed=3), tmp_path)))
+    model = Tied()
+    load_weights(model, tmp_path / "step-00000000")
+    expected = cut_state(ALONE, seed=3).engine.model
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), expected.parameters(), strict=True))
+    assert model.head.weight is model.embedding.weight
+    assert torch.equal(model.scale, torch.full((3,), 3.0))
+
+
+def test_a_new_run_on_ranks_starts_from_weights_of_one(tmp_path: Path) -> None:
+    folder = save(state_of(seed=4), tmp_path)
+
+    def work(world: World) -> TrainState:
+        state = cut_state(world)
+        state.load_weights(folder)
+        return state
+
+    states = succeeded(on_ranks(3, work))
+    rows = [state.engine.parameters["embedding.weight"].detach() for state in states]
+    assert torch.equal(torch.cat(rows), state_of(seed=4).engine.parameters["embedding.weight"])
+    assert all(state.step == 0 and not state.engine.optimizer.state for state in states)
+
+
+def test_another_shape_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    succeeded(on_ranks(2, lambda world: save_on(world, cut_state(world), tmp_path)))
+    folder = tmp_path / "step-00000000"
+    found = on_ranks(3, lambda world: cut_state(world, width=8).restore(folder))
+    assert all(isinstance(error, CheckpointError) for error in found)
+    assert all("embedding.weight is (10, 6), in the model (10, 8)" in str(error) for error in found)
+
+
+def offloaded(world: World, seed: int, dtype: torch.dtype | None) -> TrainState:
+    state = cut_state(world, seed=seed)
+    keep_on_host(state.engine.optimizer, torch.device("cpu"), dtype=dtype)
+    return state
+
+
+def test_masters_on_the_host_are_the_weights_and_offload_may_change(tmp_path: Path) -> None:
+    def first(world: World) -> Path:
+        state = offloaded(world, 1, torch.bfloat16)
+        assert state.engine.parameters["head.bias"].dtype == torch.bfloat16
+        step(state.engine, 1)  # type: ignore[arg-type]
+        return save_on(world, state, tmp_path / "0")
+
+    (folder,) = set(succeeded(on_ranks(2, first)))
+    kept = stored(folder)
+    assert kept["embedding.weight"].dtype == torch.float32
+    assert not any(name.endswith(".master") for name in kept)
+
+    def again(world: World) -> Path:
+        state = offloaded(world, 2, torch.bfloat16)
+        state.restore(folder)
+        engine = state.engine
+        for parameter in engine.parameters.values():
+            held = engine.optimizer.state[parameter]
+            assert torch.equal(parameter, held["master"].bfloat16())
+            assert {"master", "step", "exp_avg", "exp_avg_sq"} == held.keys()
+        return save_on(world, state, tmp_path / "1")
+
+    def without(world: World) -> Path:
+        state = cut_state(world, seed=3)
+        state.restore(folder)
+        return save_on(world, state, tmp_path / "2")
+
+    for size, work in ((3, again), (1, without)):
+        (later,) = set(succeeded(on_ranks(size, work)))
+        found = stored(later)
+        assert found.keys() == kept.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in kept.items())
+
+
+RANKS = Path(__file__).parent / "rank_saves.py"
+
+
+def run_ranks(folder: Path) -> list[tuple[int, list[dict[str, Any]]]]:
+    """Return exit code and findings of each of four processes, of which the last kills itself."""
+    shared = Path(__file__).parent.parent / "shared"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(shared)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(RANKS), str(rank), str(folder / "store"), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(4)
+    ]
+    said = [rank.communicate(timeout=200) for rank in ranks]
+    assert all(rank.returncode in (0, -9) for rank in ranks), said
+    found = [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
+    return [(rank.returncode, lines) for rank, lines in zip(ranks, found, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, list[dict[str, Any]]]]]:
+    folder = tmp_path_factory.mktemp("four")
+    return folder, run_ranks(folder)
+
+
+@pytest.mark.slow
+def test_what_fully_shard_cuts_goes_through_meshes_and_on_bit_by_bit(four: Any) -> None:
+    folder, ranks = four
+    for _, (found, *_) in ranks:
+        assert found["same"]
+        assert found["later"]
+        assert "embedding.weight" in found["names"]
+        assert "head.weight" not in found["names"]
+    names = [sorted(file.name for file in (folder / str(i) / "step-00000002").glob("weights*")) for i in range(4)]
+    assert [len(files) for files in names] == [4, 2, 1, 4]
+    first = dict(StoredTensors(folder / "0" / "step-00000002", WEIGHTS).whole())
+    for index in (1, 2, 3):
+        found = dict(StoredTensors(folder / str(index) / "step-00000002", WEIGHTS).whole())
+        assert found.keys() == first.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in first.items())
+    pairs = zip(*(sorted((folder / str(i) / "step-00000002").glob("*.safetensors")) for i in (0, 3)), strict=True)
+    assert all(one.read_bytes() == other.read_bytes() for one, other in pairs)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_while_it_writes_leaves_the_last_checkpoint(four: Any) -> None:
+    folder, ranks = four
+    assert [code for code, _ in ranks] == [0, 0, 0, -9]
+    assert all("noticed" in found[-1] for _, found in ranks[:3])
+    assert [file.name for file in (folder / "killed").iterdir()] == ["step-00000001"]
+    assert CheckpointStore(folder / "killed").newest() == folder / "killed" / "step-00000001"

@@ -10,8 +10,9 @@ import pytest
 from bigtrain.config.model import ModelConfig, resolve_model
 from bigtrain.config.schema import Recipe
 from bigtrain.memory.layout import layout_of, local_shapes
-from bigtrain.memory.predict import model_state, predict
+from bigtrain.memory.predict import predict
 from bigtrain.memory.report import MemoryReport
+from bigtrain.memory.state import model_state
 from bigtrain.models.shape import parameter_shapes
 
 ROWS = 32

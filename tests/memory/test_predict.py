@@ -10,8 +10,9 @@ import pytest
 
 import bigtrain
 from bigtrain.config.load import load_recipe
-from bigtrain.memory.predict import buffer_bytes, micro_batch, model_state, predict, torch_threads
+from bigtrain.memory.predict import buffer_bytes, micro_batch, predict, torch_threads
 from bigtrain.memory.report import MemoryReport
+from bigtrain.memory.state import model_state
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.plan import Plan
 

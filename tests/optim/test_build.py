@@ -120,6 +120,14 @@ def test_apex_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(build_optimizer(Small().parameters(), section)) is Lamb
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_apex_is_for_whole_parameters(sharded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_suits_apex", lambda parameters: True)
+    monkeypatch.setattr(build, "fused_lamb", lambda groups, **options: "apex")
+    found = build_optimizer(Small().parameters(), OptimizerSection(name="lamb", learning_rate=1e-3), sharded=sharded)
+    assert (found == "apex") is not sharded
+
+
 def test_fused_adamw_equals_the_plain_one_on_the_cpu() -> None:
     torch.manual_seed(0)
     section = OptimizerSection(learning_rate=1e-2)

@@ -13,12 +13,16 @@ from bigtrain.config.schema import OptimizerSection
 from bigtrain.errors import InputError
 from bigtrain.optim import build_optimizer
 from bigtrain.optim.cost import (
+    EXCHANGED_ELEMENTS,
     MASTER_WEIGHTS,
     OPTIMIZERS,
     STATES,
+    buffer_bytes,
     check,
+    exchanged_elements,
     optimizer_state_bytes,
     piece_elements,
+    releasable,
     state_bytes,
     step_temporary_bytes,
     supported_states,
@@ -74,6 +78,31 @@ def test_a_vector_of_several_pieces(name: str) -> None:
     assert optimizer_state_bytes(name, "fp32", "split24", MODELS["vector"]) == states
     predicted = step_temporary_bytes(name, "fp32", "split24", MODELS["vector"])
     assert temporaries == pytest.approx(predicted, rel=0.01, abs=512)
+
+
+@each
+def test_a_rank_without_rows_keeps_what_is_predicted(name: str, state: str, weights: str) -> None:
+    shapes = [(0, 6), (0,), (0, 5000), (0, 3, 2)]
+    states, _ = measured(name, state, weights, shapes)
+    assert optimizer_state_bytes(name, state, weights, shapes) == states
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_ranks_exchange_lies_in_a_buffer(name: str) -> None:
+    shapes = MODELS["odd"]
+    more = buffer_bytes(name, "fp32", "fp32", shapes, sharded=True) - buffer_bytes(name, "fp32", "fp32", shapes)
+    assert more == (4 * EXCHANGED_ELEMENTS if name == "adafactor" else 0)
+
+
+def test_columns_that_are_exchanged_have_room() -> None:
+    assert exchanged_elements([]) == exchanged_elements([(5,), ()]) == 0
+    assert exchanged_elements([(5, 7), (3,)]) == EXCHANGED_ELEMENTS
+    assert exchanged_elements([(5, 7), (3, 4, EXCHANGED_ELEMENTS)]) == 4 * EXCHANGED_ELEMENTS + 1
+
+
+def test_only_what_goes_by_element_is_released_on_several_ranks() -> None:
+    assert [name for name in OPTIMIZERS if releasable(name, sharded=True)] == ["adamw"]
+    assert all(releasable(name, sharded=False) for name in OPTIMIZERS)
 
 
 def test_fp32_adamw_has_no_temporaries() -> None:

@@ -31,8 +31,11 @@ WORLD_SIZE = 3
 STEPPED = STEPS - 1
 """One step is left out."""
 
-MOVED = {"fp32": 0.0, "bf16": 0.1, "8bit": 0.1, "4bit": 0.4}
-"""How far from each other two roundings may end, in terms of the way that they have gone in five steps."""
+MOVED = {"bf16": 0.15, "8bit": 0.15, "4bit": 0.8}
+"""How far from each other two roundings may end, in terms of the way that they have gone in five steps.
+
+Bf16 weights alone, which those of 4 bits are here, have steps of 0.8% to go 0.2% at a time.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]
         )
         for rank in range(WORLD_SIZE)
     ]
-    said = [rank.communicate(timeout=240) for rank in ranks]
+    said = [rank.communicate(timeout=270) for rank in ranks]
     assert not any(rank.returncode for rank in ranks), said
     return [[loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
 
@@ -68,11 +71,11 @@ def test_rows_go_where_the_whole_goes(place: int, found: list[list[dict[str, Any
         assert lines["finite"]
         assert lines["same_steps"]
         assert lines["first"]
-        for by_length, by_way in lines["differences"]:
-            if case["state"] == case["weights"] == "fp32":
-                assert by_length <= (0 if exact else 1e-6)
-            else:
-                assert by_way <= MOVED[case["state"]] + 0.05
+        if case["state"] == case["weights"] == "fp32":
+            assert all(far <= (0 if exact else 1e-6 * length) for far, length, _ in lines["differences"])
+        else:
+            far, _, way = (math.hypot(*lengths) for lengths in zip(*lines["differences"], strict=True))
+            assert far <= MOVED[case["state"]] * way
 
 
 @pytest.mark.slow
@@ -127,7 +130,7 @@ def test_columns_come_in_buckets(found: list[list[dict[str, Any]]]) -> None:
     for rank in found:
         narrow = rank[len(CASES)]
         assert len(narrow["calls"]) > 3
-        assert all(by_length <= 1e-6 for by_length, _ in narrow["differences"])
+        assert all(far <= 1e-6 * length for far, length, _ in narrow["differences"])
 
 
 @pytest.mark.slow
@@ -227,9 +230,7 @@ def test_ours_are_connected(kind: Any) -> None:
 @pytest.mark.usefixtures("second_of_three")
 @pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.LBFGS, torch.optim.Muon])
 def test_those_that_need_whole_tensors_are_refused(kind: Any) -> None:
-    with pytest.raises(
-        InputError, match=r"sharding.zero_stage: \w+ needs whole parameters, .* or sharding.zero_stage=0"
-    ):
+    with pytest.raises(InputError, match=r"zero_stage: \w+ needs whole parameters, .* or sharding.zero_stage=0"):
         connect(kind([parameter(3, 5)], 0.1), Exchange(None, {}))
 
 

@@ -24,6 +24,14 @@ def test_split_refuses_what_it_would_have_to_copy() -> None:
         split(torch.zeros(3, 4).T, 5)
 
 
+def test_a_room_has_a_size_of_its_own_and_grows() -> None:
+    work = Workspace(CPU, 300)
+    room = work.room("columns", 7)
+    assert room.shape == (7,)
+    assert work.room("columns", 5) is room
+    assert work.room("columns", 9).shape == (9,)
+
+
 def test_views_are_of_one_buffer_filled_up_to_blocks() -> None:
     work = Workspace(CPU, 300)
     assert work.elements == 4096

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bigtrain.errors import InputError
-from bigtrain.optim import Adafactor, AdamW, Lamb
+from bigtrain.optim import Adafactor, AdamW, Lamb, Muon
 from bigtrain.optim.release import gradient_norm, release
 
 
@@ -30,11 +32,11 @@ def tokens(step: int) -> Tensor:
     return torch.randint(0, 80, (7,), generator=torch.Generator().manual_seed(step))
 
 
-def train(model: Tied, optimizer: torch.optim.Optimizer, *, released: bool) -> list[Tensor]:
-    """Take three steps; return the norms of the gradients."""
+def train(model: Tied, optimizer: torch.optim.Optimizer, *, released: bool, steps: int = 3) -> list[Tensor]:
+    """Take some steps; return the norms of the gradients."""
     handle = release(model.parameters(), optimizer) if released else None
     norms = []
-    for step in range(3):
+    for step in range(steps):
         model(tokens(step)).backward()
         if handle is None:
             norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
@@ -153,6 +155,52 @@ def test_removed_hooks_leave_gradients_alone() -> None:
     model(tokens(0)).backward()
     assert model.embedding.weight.grad is not None
     assert handle.take_norm() == 0
+
+
+@pytest.mark.parametrize("kind", [AdamW, torch.optim.SGD])
+def test_gradients_go_to_what_the_optimizer_has_instead(kind: Any) -> None:
+    model, plain = Tied(), Tied()
+    held = [nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()]
+    handle = release(model.parameters(), kind(held, 0.01), held)
+    model(tokens(0)).backward()
+    assert all(p.grad is None for p in (*model.parameters(), *held))
+    norms = train(plain, kind(plain.parameters(), 0.01), released=False, steps=1)
+    torch.testing.assert_close(handle.take_norm(), norms[0])
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+def test_what_is_held_must_be_the_optimizers() -> None:
+    model = Tied()
+    held = [nn.Parameter(p.detach()) for p in model.parameters()]
+    with pytest.raises(InputError, match="is not among those of AdamW"):
+        release(model.parameters(), AdamW(model.parameters(), 0.01), held)
+
+
+@pytest.mark.parametrize("kind", [Lamb, Adafactor, Muon])
+def test_optimizers_that_would_ask_other_ranks_are_refused(kind: Any) -> None:
+    own = nn.Parameter(torch.ones(3, 2))
+    optimizer = kind([own], 0.1)
+    release([own], optimizer).remove()
+    optimizer.exchange = object()
+    with pytest.raises(InputError, match=r"optimizer.gradient_release: \w+ needs .* or sharding.zero_stage=0"):
+        release([own], optimizer)
+
+
+def test_rows_alone_are_enough_for_adamw() -> None:
+    own = nn.Parameter(torch.ones(3, 2))
+    optimizer: Any = AdamW([own], 0.1)
+    optimizer.exchange = object()
+    handle = release([own], optimizer)
+    own.sum().backward()
+    torch.testing.assert_close(handle.take_norm(), torch.tensor(6.0).sqrt())
+    assert bool((own < 1).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_rows_have_no_norm(dtype: torch.dtype) -> None:
+    norm = gradient_norm(torch.empty(0, 4, dtype=dtype))
+    assert norm.dtype == torch.float32
+    assert norm == 0
 
 
 def test_the_norm_of_a_bf16_gradient_is_taken_in_fp32() -> None:

@@ -31,8 +31,8 @@ def recipe(**cluster: Any) -> Recipe:
     )
 
 
-def gather(ranks: int = 8, scope: Any = "shard", times: int = 1) -> Collective:
-    return Collective("all_gather", 10**10, ranks, scope, times, 0.5)
+def gather(ranks: int = 8, scope: Any = "shard", times: int = 1, groups: int = 10) -> Collective:
+    return Collective("all_gather", 10**10, ranks, scope, times, times * groups, 0.5)
 
 
 @pytest.mark.parametrize("name", sorted(devices()))
@@ -100,37 +100,38 @@ def test_amd_has_another_name_for_it() -> None:
     ],
 )
 def test_the_link_that_bounds_a_collective(ranks: int, scope: Any, world_size: int, rate: float, link: str) -> None:
-    found = LINKS.transfer(gather(ranks, scope), 1, world_size)
+    found = LINKS.transfer(gather(ranks, scope), world_size)
     assert found.link == link
     assert found.seconds == pytest.approx(1e10 / rate, rel=0.02)
 
 
 def test_a_network_faster_than_the_machine_is_bounded_by_the_machine() -> None:
     fast = dataclasses.replace(LINKS, far_bytes_per_second=9e10)
-    assert fast.transfer(gather(64), 1, 64).seconds == pytest.approx(0.1, rel=0.02)
+    assert fast.transfer(gather(64), 64).seconds == pytest.approx(0.1, rel=0.02)
 
 
 def test_steps_of_a_ring_grow_with_its_ranks() -> None:
     """A ring of n ranks on n / 8 machines: of n - 1 steps, n / 8 - 1 are between machines."""
     small = dataclasses.replace(gather(), sent_bytes=0)
     for ranks in (16, 1024, 16384):
-        found = LINKS.transfer(dataclasses.replace(small, ranks=ranks), 1, ranks).seconds
+        found = LINKS.transfer(dataclasses.replace(small, ranks=ranks), ranks).each_seconds
         far = ranks // 8 - 1
         assert found == pytest.approx(1e-5 + far * 1e-5 + (ranks - 1 - far) * 1e-6)
 
 
 def test_sums_go_by_trees_where_there_are_many_machines() -> None:
-    tiny = Collective("all_reduce", 8, 16384, "replicate", 1)
-    found = LINKS.transfer(tiny, 1, 16384).seconds
+    tiny = Collective("all_reduce", 8, 16384, "replicate", 1, 1)
+    found = LINKS.transfer(tiny, 16384).each_seconds
     assert found == pytest.approx(1e-5 + 14e-6 + 2 * 11 * 1e-5, rel=1e-3)  # seven steps in a machine, 2**11 machines
     large = dataclasses.replace(tiny, sent_bytes=10**13)
-    assert LINKS.transfer(large, 1, 16384).seconds == pytest.approx(10**13 / 8e10, rel=0.01)  # the ring wastes nothing
+    assert LINKS.transfer(large, 16384).seconds == pytest.approx(10**13 / 8e10, rel=0.01)  # the ring wastes nothing
 
 
 def test_latency_counts_for_each_group_and_time() -> None:
     small = dataclasses.replace(gather(1024), sent_bytes=0)
-    once = LINKS.transfer(small, 1, 1024).seconds
-    assert LINKS.transfer(dataclasses.replace(small, times=3), 5, 1024).seconds == pytest.approx(15 * once)
+    once = LINKS.transfer(small, 1024)
+    assert once.seconds == pytest.approx(10 * once.each_seconds)
+    assert LINKS.transfer(dataclasses.replace(small, calls=30), 1024).seconds == pytest.approx(3 * once.seconds)
 
 
 @pytest.mark.parametrize(("nodes", "microseconds"), [(1, 32), (16, 300), (256, 4400)])
@@ -141,14 +142,14 @@ def test_seconds_of_nccl(nodes: int, microseconds: float) -> None:
     """
     links = links_of(of_name("h100"), recipe(nodes=nodes, devices_per_node=8))
     empty = dataclasses.replace(gather(8 * nodes), sent_bytes=0)
-    found = links.transfer(empty, 1, 8 * nodes).seconds * 1e6
+    found = links.transfer(empty, 8 * nodes).each_seconds * 1e6
     lowest = 14 + 7 * nodes * 1.9 + (nodes - 1) * 4.0
     assert found == pytest.approx(min(lowest, 8.4 + 7 * nodes * 3.4 + (nodes - 1) * 14))
     assert found == pytest.approx(microseconds, rel=0.15)
 
 
 def test_a_transfer_as_an_object() -> None:
-    found = LINKS.transfer(gather(64, times=2), 33, 64).as_object()
+    found = LINKS.transfer(gather(64, times=2, groups=33), 64).as_object()
     assert {key: found[key] for key in ("kind", "link", "ranks", "collectives", "sent_bytes")} == {
         "kind": "all_gather",
         "link": "network",
@@ -171,7 +172,6 @@ def sent(
     return communication(
         LINKS,
         collective,
-        groups=10,
         world_size=world_size,
         accumulation_steps=accumulation,
         forward_seconds=forward,
@@ -187,8 +187,8 @@ def test_what_is_sent_once_hides_behind_one_micro_batch() -> None:
 
 def test_sending_in_every_pass_waits_behind_what_is_sent_once() -> None:
     """Four micro-batches of a tenth of a second: three hide their own gathers, the last also sums over replicas."""
-    gathers, sums = gather(times=8), Collective("all_reduce", 10**9, 8, "replicate", 1)
-    found = transfers(LINKS, [gathers, sums], groups=10, world_size=64)
+    gathers, sums = gather(times=8), Collective("all_reduce", 10**9, 8, "replicate", 1, 10)
+    found = transfers(LINKS, [gathers, sums], 64)
     alone = [one.each_seconds for one in found]
     exposed = exposed_seconds(LINKS, found, accumulation_steps=4, forward_seconds=0.4, backward_seconds=0.4)
     expected = 8 * alone[0] + alone[1]  # a gather in each of the eight passes; the sum in the last
@@ -197,7 +197,10 @@ def test_sending_in_every_pass_waits_behind_what_is_sent_once() -> None:
 
 def test_links_are_busy_at_the_same_time() -> None:
     """A reduce-scatter in the machine and a sum over the network hide behind the same work; two on one link do not."""
-    near, far = Collective("reduce_scatter", 10**10, 8, "shard", 1), Collective("all_reduce", 10**9, 8, "replicate", 1)
+    near, far = (
+        Collective("reduce_scatter", 10**10, 8, "shard", 1, 10),
+        Collective("all_reduce", 10**9, 8, "replicate", 1, 10),
+    )
     assert sent([near, far], forward=0.1, backward=0.1, world_size=64) == pytest.approx(0.02, rel=0.05)
     assert sent([near, near], forward=0.1, backward=0.1, world_size=64) == pytest.approx(0.1, rel=0.05)
 
@@ -211,8 +214,7 @@ def test_stages_that_send_more_take_longer() -> None:
     times = [
         communication(
             alone,
-            collectives(10**9, stage, 8, 1, 4, 2, 4),
-            groups=10,
+            collectives(10**9, stage, 8, 1, 4, 2, 4, groups=10),
             world_size=8,
             accumulation_steps=4,
             forward_seconds=1.0,

@@ -108,8 +108,8 @@ def test_what_hides_nothing_is_said() -> None:
 
 
 def test_what_is_sent_over_which_link_and_how_long_nothing_hides_it() -> None:
-    gather = Collective("all_gather", 2**30, 8, "shard", 2, 0.5)
-    transfers = (Transfer(gather, "NVLink", 25, 0.001), Transfer(gather, "network", 25, 0.002))
+    gather = Collective("all_gather", 2**30, 8, "shard", 2, 50, 0.5)
+    transfers = (Transfer(gather, "NVLink", 0.001), Transfer(gather, "network", 0.002))
     lines = text_of(world_size=64, transfers=transfers, seconds=StepSeconds(0.3, 0.5, 0.0, 0.1, 0.1)).splitlines()
     place = lines.index("sent         NVLink: all-gather 1.00 GiB over 8 ranks: 50 ms")
     assert lines[place + 1].strip() == "network: all-gather 1.00 GiB over 8 ranks: 100 ms"

@@ -145,6 +145,16 @@ def test_kubernetes_in_the_recipe_allows_both_of_its_files(scheduler: str) -> No
     assert job_of(scheduler, job_files.recipe(*keys)).settled == ("cluster.scheduler=local",)
 
 
+@pytest.mark.parametrize(("limit", "told"), [("180s", True), ("181s", False)])
+def test_a_time_limit_leaves_time_before_the_signal(limit: str, told: bool) -> None:
+    keys = ("train.device=cpu", f"cluster.time_limit={limit}")
+    if told:
+        (line,) = faults("slurm", *keys)
+        assert "cluster.time_limit: 180s: Slurm asks a run to save 120 to 180 s before it; write more" in line
+    else:
+        job_of("slurm", job_files.recipe(*keys))
+
+
 def test_a_trainjob_keeps_its_number_of_nodes() -> None:
     keys = ("train.device=cpu", *job_files.POD_KEYS, "cluster.nodes=2:4")
     (line,) = faults("trainjob", *keys)

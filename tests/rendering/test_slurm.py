@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,8 @@ def test_machines_and_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(60.0, "0-00:01:00"), (86_400.0, "1-00:00:00"), (90_061.4, "1-01:01:01"), (0.2, "0-00:00:00")]
+    ("seconds", "text"),
+    [(60.0, "0-00:01:00"), (86_400.0, "1-00:00:00"), (90_061.4, "1-01:01:01")],
 )
 def test_times(seconds: float, text: str) -> None:
     assert slurm_time(seconds) == text
@@ -205,14 +206,13 @@ def test_no_launcher_ends_the_others(cluster: Cluster, file_of: Callable[..., st
 
 def test_it_is_for_this_interpreter_and_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bigtrain.rendering.slurm.sys.executable", "/opt/python")
     text = slurm_file(job_files.job("slurm", "train.device=cpu"), Command("quickstart_gpt"))
     assert f"\ncd -- {shlex.quote(str(tmp_path))}\n" in text
+    assert f"    {shlex.quote(sys.executable)} -P -m bigtrain launch quickstart_gpt " in text
 
 
 def test_what_was_typed_is_in_a_comment_and_stays_there() -> None:
-    overrides = ("train.device=cpu", "data.cache='a\necho b'")
+    overrides = ("train.device=cpu", "data.cache=a\n#SBATCH --nodes=100")
     text = slurm_file(job_files.job("slurm", "train.device=cpu"), Command("quickstart_gpt", overrides), folder="/x")
-    head = text.partition("#SBATCH")[0]
-    assert json.dumps("'a\\necho b")[1:-1].replace("\\\\", "\\") in head.replace('"', "").replace("\n#     ", " ")
-    assert all(line.startswith("#") for line in head.splitlines())
+    assert "data.cache=a\\n#SBATCH --nodes=100" in text.replace("\n#     ", " ")
+    assert directives(text.partition("set -euo")[0])["nodes"] == "1"

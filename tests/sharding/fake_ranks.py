@@ -1,7 +1,8 @@
 """The first of many ranks, the others made up: `fake_ranks.py WORLD_SIZE CASES`.
 
-torch's fake process group answers at once, with whatever is there, so that one process sees what it would hold and send
-among so many. CASES is a file with a list of recipes without `auto`; what was found is printed as JSON, a line for each.
+torch's fake process group answers at once, with whatever is there, so that one process sees what it would hold and
+send among so many. CASES is a file with a list of recipes without `auto`; what was found is printed as JSON, one line
+for each.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Sent(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.times: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 
     def __torch_dispatch__(
@@ -40,7 +41,7 @@ class Sent(TorchDispatchMode):
         kind = KINDS.get(func._schema.name.removeprefix("c10d::"))
         if kind is not None:
             ranks, size = group_of(args).size(), whole_bytes(args)
-            self.times[f"{kind} {ranks}"] += 1
+            self.calls[f"{kind} {ranks}"] += 1
             self.bytes[f"{kind} {ranks}"] += (2 if kind == "all_reduce" else 1) * size * (ranks - 1) // ranks
         return func(*args, **(kwargs or {}))
 
@@ -67,7 +68,7 @@ def found(recipe: Recipe) -> dict[str, Any]:
         "weights": size_of(rank.local),
         "gradients": rank.gradients,
         "optimizer_state": size_of(kept),
-        "times": sent.times,
+        "calls": sent.calls,
         "bytes": sent.bytes,
     }
 

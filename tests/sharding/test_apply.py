@@ -16,7 +16,8 @@ from torch import nn
 from bigtrain.config.model import resolve_model
 from bigtrain.config.schema import Recipe
 from bigtrain.errors import InputError
-from bigtrain.memory.predict import buffer_bytes, model_state, predict
+from bigtrain.memory.predict import buffer_bytes, predict
+from bigtrain.memory.state import model_state
 from bigtrain.processor import has_slow_bf16
 from bigtrain.sharding import step_cost
 from bigtrain.sharding.apply import hand_over_gradients, local_parameters, shard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from bigtrain.config.model import ModelConfig, resolve_model
 from bigtrain.config.schema import Recipe
-from bigtrain.memory.predict import model_state
+from bigtrain.memory.state import model_state
 from bigtrain.models.shape import parameter_shapes
 from bigtrain.sharding.cost import Layout, collectives, padded_elements
 
@@ -22,7 +23,7 @@ WORLD_SIZE = 512
 ODD = {"family": "gpt", "hidden_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 200}
 """No number of its rows is a multiple of 512, or of 8 where it can be helped."""
 
-EVEN = {**ODD, "hidden_size": 512, "num_hidden_layers": 1, "intermediate_size": 1024}
+EVEN = {**ODD, "hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 2048, "max_position_embeddings": 512}
 """All of its rows are multiples of 512, so that nothing is padded."""
 
 LLAMA = {**ODD, "family": "llama", "num_key_value_heads": 2, "tie_word_embeddings": False}
@@ -74,7 +75,7 @@ def recipe_of(
         "optimizer": {"learning_rate": 1e-3, "state": state, "gradient_release": False},
         "amp": amp or {"precision": "fp32", "master_weights": "fp32"},
         "recompute": {"policy": "none"},
-        "sharding": {"zero_stage": stage, "replicate": replicate},
+        "sharding": {"zero_stage": stage, "replicate": replicate, "offload": "none"},
         "memory": {"budget": "8GiB"},
     }
     return Recipe.model_validate({"name": "many", **sections})
@@ -94,21 +95,26 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 
 def shape_of(recipe: Recipe) -> ModelConfig:
-    return resolve_model(
-        recipe.model, vocab_size=recipe.data.vocab_size, sequence_length=recipe.data.sequence_length
-    )
+    return resolve_model(recipe.model, vocab_size=recipe.data.vocab_size, sequence_length=recipe.data.sequence_length)
 
 
 def predicted(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
-    """Return times and bytes of a step's collectives, by kind and ranks."""
+    """Return numbers and bytes of a step's collectives, by kind and ranks."""
     layout, model = Layout.of(recipe, WORLD_SIZE, 4 if recipe.amp.master_weights == "fp32" else 2), shape_of(recipe)
-    elements = sum(padded_elements(shape, layout.shards) for shape in parameter_shapes(model).values())
-    steps = recipe.train.global_batch_size // WORLD_SIZE
-    numbers = layout.number_bytes, layout.reduce_bytes
-    sent = collectives(elements, layout.zero_stage, layout.shards, layout.replicate, steps, *numbers)
-    groups = model.num_hidden_layers + 1
-    times = {f"{one.kind} {one.ranks}": one.times * groups for one in sent}
-    return times, {f"{one.kind} {one.ranks}": one.sent_bytes for one in sent}
+    padded = {name: padded_elements(shape, layout.shards) for name, shape in parameter_shapes(model).items()}
+    sent = collectives(
+        sum(padded.values()),
+        layout.zero_stage,
+        layout.shards,
+        layout.replicate,
+        recipe.train.global_batch_size // WORLD_SIZE,
+        layout.number_bytes,
+        layout.reduce_bytes,
+        groups=model.num_hidden_layers + 1,
+        outside=sum(size for name, size in padded.items() if not name.startswith("blocks.")),
+    )
+    calls = {f"{one.kind} {one.ranks}": one.calls for one in sent}
+    return calls, {f"{one.kind} {one.ranks}": one.sent_bytes for one in sent}
 
 
 @pytest.mark.slow
@@ -116,7 +122,7 @@ def predicted(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
 def test_the_first_rank_holds_what_is_predicted(name: str, found: dict[str, dict[str, Any]]) -> None:
     recipe, real = recipe_of(**CASES[name]), found[name]
     accumulated = CASES[name].get("steps", 1) > 1
-    state = model_state(recipe, shape_of(recipe), accumulated=accumulated, world_size=WORLD_SIZE)
+    state = model_state(recipe, shape_of(recipe), accumulated=accumulated, device="cpu", world_size=WORLD_SIZE)
     assert state["weights"] == real["weights"]
     assert state["gradients"] == real["gradients"]
     assert state["master_weights"] + state["optimizer_state"] == real["optimizer_state"]
@@ -125,16 +131,20 @@ def test_the_first_rank_holds_what_is_predicted(name: str, found: dict[str, dict
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_it_sends_what_is_predicted(name: str, found: dict[str, dict[str, Any]]) -> None:
-    times, sent = predicted(recipe_of(**CASES[name]))
-    assert found[name]["times"] == times
+    calls, sent = predicted(recipe_of(**CASES[name]))
+    assert found[name]["calls"] == calls
     assert found[name]["bytes"] == pytest.approx(sent, rel=1e-4)  # of each collective a whole number of bytes
 
 
 @pytest.mark.slow
 def test_the_volumes_of_zero(found: dict[str, dict[str, Any]]) -> None:
-    """1x, 1x and 1.5x of what summing everything takes (arXiv 1910.02054, section 7): without padding to 0.01%."""
+    """Stages 1 and 2 send what a sum does (arXiv 1910.02054, section 7); 3 gathers the blocks once more."""
     sent = [sum(found[f"even, stage {stage}"]["bytes"].values()) for stage in (0, 1, 2, 3)]
-    assert [each / sent[0] for each in sent] == pytest.approx([1, 1, 1, 1.5], rel=1e-4)
+    shapes = parameter_shapes(shape_of(recipe_of(stage=0, model=EVEN)))
+    blocks = {name: math.prod(shape) for name, shape in shapes.items() if name.startswith("blocks.")}
+    again = sum(blocks.values()) / sum(map(math.prod, shapes.values()))
+    assert [each / sent[0] for each in sent] == pytest.approx([1, 1, 1, 1 + again / 2], rel=1e-4)
+    assert again > 0.97 and sent[3] / sent[0] == pytest.approx(1.5, rel=0.01)
 
 
 @pytest.mark.slow
@@ -144,4 +154,4 @@ def test_small_models_pay_for_padding(found: dict[str, dict[str, Any]]) -> None:
         sum(found[f"{kind}stage 3"]["bytes"].values()) / sum(found[f"{kind}stage 0"]["bytes"].values())
         for kind in ("even, ", "")
     )
-    assert odd > 1.5 * even
+    assert odd > 1.2 * even

@@ -74,9 +74,9 @@ def test_one_rank_sends_nothing() -> None:
 
 def test_hybrid_sums_its_part_over_replicas() -> None:
     gather, scatter, reduce = collectives(1000, 3, 4, 2, 1, 2, 4)
-    assert gather == Collective("all_gather", 2 * 2000 * 3 // 4, 4, "shard", 2, forward_share=0.5)
-    assert scatter == Collective("reduce_scatter", 4000 * 3 // 4, 4, "shard", 1)
-    assert reduce == Collective("all_reduce", 2 * 1000 // 2, 2, "replicate", 1)
+    assert gather == Collective("all_gather", 2 * 2000 * 3 // 4, 4, "shard", 2, 2, forward_share=0.5)
+    assert scatter == Collective("reduce_scatter", 4000 * 3 // 4, 4, "shard", 1, 1)
+    assert reduce == Collective("all_reduce", 2 * 1000 // 2, 2, "replicate", 1, 1)
 
 
 def recipe(stage: Any = 3, replicate: Any = 1, offload: str = "none", **amp: str) -> Recipe:
@@ -125,3 +125,18 @@ def test_offload_keeps_on_the_device_what_computes() -> None:
 def test_nvme_is_not_predicted() -> None:
     with pytest.raises(InputError, match=r"sharding\.offload: nvme.*use all"):
         Layout.of(recipe(offload="nvme"), 4, kept_bytes=4)
+
+
+@given(st.integers(2, 64), st.integers(1, 8), st.integers(0, 900))
+def test_what_is_outside_of_the_blocks_is_gathered_once_a_micro_batch(ranks: int, steps: int, outside: int) -> None:
+    gather, scatter = collectives(1000 * ranks, 3, ranks, 1, steps, 1, 1, groups=4, outside=outside * ranks)
+    assert gather.sent_bytes == steps * (2 * 1000 - outside) * (ranks - 1)
+    assert gather.calls == steps * (2 * 4 - bool(outside))
+    assert gather.forward_share * gather.sent_bytes == pytest.approx(steps * 1000 * (ranks - 1))
+    assert scatter.calls == 4 * steps
+
+
+def test_all_groups_are_counted() -> None:
+    calls = {stage: [c.calls for c in collectives(1000, stage, 4, 2, 3, 4, 4, groups=5)] for stage in (1, 2, 3)}
+    assert calls == {1: [5, 5, 5], 2: [5, 15, 5], 3: [30, 15, 5]}
+    assert [c.calls for c in collectives(1000, 0, 1, 8, 3, 4, 4, groups=5)] == [5]

@@ -133,14 +133,29 @@ def test_rounding_needs_room_for_the_part_that_is_sent() -> None:
 
 
 def test_streamed_blocks_come_and_go() -> None:
-    run = Run(layout(shards=1, offload="all"))
+    run = Run(layout(stage=0, shards=1, offload="all"))
     assert isinstance(run.sharding, Sharding)
     assert run.forward == [4 * (ROOT + BLOCK), 4 * (ROOT + BLOCK), 4 * ROOT]
-    assert run.backward == [4 * (ROOT + 2 * BLOCK)] * 2  # beside the next one, then beside the one before's gradients
-    assert run.ledger.now == 0
+    # The first beside the root, the other one beside what its gradients were copied to for the reduction.
+    assert run.backward == [4 * (ROOT + BLOCK), 4 * (ROOT + 2 * BLOCK)]
+    assert sum(storage.size for storage in run.ready.values()) == 0
     assert set(run.ready) == set(SHAPES)
+    run.ready.clear()
+    assert run.ledger.now == 0
 
 
-def test_streamed_shards_are_gathered() -> None:
-    here, elsewhere = (Run(layout(offload=offload)).ledger.peak for offload in ("none", "all"))
-    assert elsewhere >= here
+def test_streamed_weights_are_rounded_on_the_device() -> None:
+    plain, rounded = (Run(layout(stage=0, shards=1, offload="all", number_bytes=n)).ledger.peak for n in (4, 2))
+    assert plain > rounded
+
+
+def test_on_the_cpu_gradients_stay_where_they_are_reduced() -> None:
+    run = Run(layout(stage=0, shards=1, offload="all"), "cpu")
+    assert sum({id(storage): storage.size for storage in run.ready.values()}.values()) == 4 * (ROOT + 2 * BLOCK)
+
+
+@pytest.mark.parametrize("number_bytes", [4, 2])
+def test_streamed_shards_are_gathered(number_bytes: int) -> None:
+    here, elsewhere = (Run(layout(offload=kind, number_bytes=number_bytes)) for kind in ("none", "all"))
+    assert [run.backward[0] for run in (here, elsewhere)] == [here.backward[0]] * 2
+    assert elsewhere.ledger.peak <= here.ledger.peak  # its gradients are gone

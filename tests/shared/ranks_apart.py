@@ -107,6 +107,7 @@ class CutEngine:
     shard_rank: int
     writes: bool
     steps_taken: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     loss_scale: LossScale = field(default_factory=lambda: LossScale("cpu", precision="fp32"))
 
 

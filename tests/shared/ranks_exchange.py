@@ -105,18 +105,14 @@ class Pair:
             optimizer.found_inf = torch.tensor(float(skipped))
             optimizer.step()
 
-    def differences(self) -> list[tuple[float, float]]:
-        """Return how far each parameter's rows are from those of the whole.
-
-        In terms of how long these are, and of how far they have come.
-        """
+    def differences(self) -> list[tuple[float, float, float]]:
+        """Return, for each parameter, how far its rows are from those of the whole, how long those and their way."""
         found = []
         for start, whole, own in zip(self.start, self.whole, self.own, strict=True):
-            if not own.numel():
-                continue
             there = self._mine(whole).double()
-            far, come = (there - own.detach().double()).norm(), (there - self._mine(start).double()).norm()
-            found.append(((far / there.norm()).item(), (far / come).item()))
+            lengths = there - own.detach().double(), there, there - self._mine(start).double()
+            far, length, way = (length.norm().item() for length in lengths)
+            found.append((far, length, way))
         return found
 
     def same_steps(self) -> bool:

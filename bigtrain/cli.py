@@ -76,7 +76,7 @@ def launch(
         print(planned.to_yaml())
         _print_plan(planned)
         return
-    code = start(planned, folder, allowed=allow or [])
+    code = start(planned, folder, allowed=allow or [], written=loaded)
     if code == 0:
         example = '"The [MASK] of the file."' if planned.model.family == "bert" else '"def "'
         print(f"{folder}: done; look at {folder / 'report.html'}, or: bigtrain generate {folder} --prompt {example}")

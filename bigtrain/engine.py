@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from bigtrain import amp, recompute
@@ -17,20 +16,19 @@ from bigtrain.amp.loss_scale import LossScale
 from bigtrain.amp.precision import keep
 from bigtrain.batch import Batch
 from bigtrain.errors import DataError, InputError, NonFiniteGradient
-from bigtrain.memory.layout import layout_of
-from bigtrain.optim.exchange import Exchange, connect
-from bigtrain.optim.release import Release, gradient_norm, release
+from bigtrain.optim.exchange import Exchange, check_elementwise, connect
+from bigtrain.optim.release import Release, gradient_norm, norm_of, release
 from bigtrain.optim.schedule import learning_rate_factor, warmup_step_count
 from bigtrain.placement import find_blocks, place
 from bigtrain.planner.plan import Plan
-from bigtrain.sharding.apply import Sharded, shard
-from bigtrain.sharding.part import Part
+from bigtrain.sharding.apply import Sharded
+from bigtrain.sharding.part import Part, Shape
+from bigtrain.sharding.tensor import TensorShared
+from bigtrain.spread import Spread, mesh_of, shard_rows, share_products
 from bigtrain.step_result import StepResult
 from bigtrain.world import ALONE, World, current_world
 
 Schedule = Callable[[int], float]
-
-MESH_DIMS = ("replicate", "shard")
 
 
 class Engine:
@@ -52,11 +50,13 @@ class Engine:
         loss_scale: LossScale,
         release: Release | None = None,
         sharded: Sharded | None = None,
+        shared: TensorShared | None = None,
         world: World = ALONE,
     ) -> None:
         self.model = model
         self.world = world
         self.sharded = sharded
+        self.spread = Spread(model, world, shared, sharded)
         self.optimizer = optimizer
         self.loss_scale = loss_scale
         self.device = loss_scale.value.device
@@ -71,24 +71,22 @@ class Engine:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what the optimizer holds, by name: this rank's part of each parameter, a plain tensor."""
-        return dict(self.model.named_parameters()) if self.sharded is None else self.sharded.parameters
+        return self.spread.parameters
 
     @property
     def parts(self) -> dict[str, Part]:
         """Return which part of each parameter that is."""
-        if self.sharded is not None:
-            return self.sharded.parts
-        return {name: Part.of_whole(tuple(parameter.shape)) for name, parameter in self.parameters.items()}
+        return self.spread.parts
 
     @property
     def shards(self) -> int:
         """Return how many ranks have the model between them."""
-        return 1 if self.sharded is None else self.sharded.shards
+        return self.spread.shards
 
     @property
     def shard_rank(self) -> int:
         """Return which of them this rank is."""
-        return 0 if self.sharded is None else self.sharded.shard_rank
+        return self.spread.shard_rank
 
     @property
     def writes(self) -> bool:
@@ -146,10 +144,11 @@ class Engine:
         learning_rate, scale = self._set_learning_rate(), self.loss_scale.value.clone()
         if self.sharded is not None:
             self.sharded.hand_over()
-        parameters = [p for p in self.parameters.values() if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        found = {name: p for name, p in self.parameters.items() if p.grad is not None}
+        parameters, gradients = list(found.values()), [p.grad for p in found.values() if p.grad is not None]
         overflow = self.loss_scale.unscale_(gradients)
-        loss, norm = self._over_ranks(self._loss, global_norm(gradients, self.device))
+        norm = global_norm(gradients, self.device, [self.spread.copies(name) for name in found])
+        loss, norm = self._over_ranks(self._loss, norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss) & (overflow == 0)
         if self._may_update(finite):
             if max_norm is not None:
@@ -163,8 +162,8 @@ class Engine:
         """Return the loss and the global norm (fp32) from this rank's share of the loss and norm of its gradients."""
         if self.world.size == 1:
             return loss, norm
-        replicas = 1 if self.sharded is None else self.sharded.replicate
-        sums = self.world.all_reduce(torch.stack([loss / self.world.size, norm.double().square() / replicas]), "SUM")
+        square = norm.double().square() / self.spread.replicate
+        sums = self.world.all_reduce(torch.stack([loss / self.world.size, square]), "SUM")
         return sums[0], sums[1].sqrt().float()
 
     def _agreed(self, finite: Tensor) -> Tensor:
@@ -181,7 +180,8 @@ class Engine:
     def _finish_release(self, release: Release, max_norm: float | None) -> StepResult:
         if max_norm is not None:
             raise InputError(f"a global norm of {max_norm:g} with gradient release: {CLIPPED_RELEASE}")
-        loss, norm = self._over_ranks(self._loss, release.take_norm())
+        copies = [self.spread.copies(name) for name in self.parameters]
+        loss, norm = self._over_ranks(self._loss, release.take_norm(copies))
         finite = torch.isfinite(loss)
         if bool(finite & ~torch.isfinite(norm)):
             raise NonFiniteGradient(
@@ -203,16 +203,15 @@ CLIPPED_RELEASE = (
 )
 
 
-def global_norm(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Return the 2-norm of all gradients together, fp32, whatever their dtypes."""
+def global_norm(gradients: Sequence[Tensor], device: torch.device, copies: Sequence[int] = ()) -> Tensor:
+    """Return the 2-norm of all gradients together, fp32, whatever their dtypes; `copies` as in `norm_of`."""
     if not gradients:
         return torch.zeros((), device=device)
     if device.type == "cuda":  # a kernel for many tensors, where one for each would keep the host busy
         norms = torch._foreach_norm(list(gradients), 2, torch.float32)
     else:
         norms = tuple(gradient_norm(gradient) for gradient in gradients)
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return norm
+    return norm_of(norms, copies)
 
 
 def prepare(
@@ -227,7 +226,7 @@ def prepare(
     `optimizer` is called with the parameters once they are where they will stay: on several ranks with this rank's part
     of each, plain tensors in the order of the model's parameters. `blocks` are the model's repeated blocks or their
     class; without it, the members of the longest ModuleList are taken. A model on the meta device is initialised here.
-    The order: place, precision, recompute, compile, shard, optimizer, gradient release.
+    The order: place, share products, precision, recompute, compile, shard, optimizer, gradient release.
     Raises InputError for a model that has no blocks where the plan needs them, a policy list of another length, a plan
     for other ranks than these, and an optimizer that cannot keep master weights as the plan says.
     """
@@ -240,19 +239,26 @@ def prepare(
     device = torch.device(plan.hardware.kind)
     weights, accumulated = recipe.amp.master_weights, plan.accumulation_steps > 1
     place(model, device, seed=recipe.seed, keep=partial(keep, master_weights=weights, accumulated=accumulated))
+    mesh = mesh_of(plan)
+    in_parts = find_blocks(model, blocks) if mesh is not None else ()
+    shared = share_products(model, plan, in_parts, mesh)  # of the weights of one process
     amp.apply(model, recipe.amp.precision, master_weights=weights, accumulated=accumulated)
+    if shared is not None:
+        shared.connect()
     if recipe.recompute.policy != "none" or recipe.train.compile:
         compiled = compiled_as(plan) if recipe.train.compile else None
         recompute.apply(find_blocks(model, blocks), recipe.recompute.policy, device=device, compiled=compiled)
-    sharded = None if world.size == 1 else _sharded(model, plan, find_blocks(model, blocks))
+    sharded = shard_rows(model, plan, in_parts, mesh)
     parameters = list(model.parameters()) if sharded is None else list(sharded.parameters.values())
     built = optimizer(parameters)
     if weights != "fp32" and getattr(built, "_master_weights", "fp32") != weights:
         raise InputError(
             f"amp.master_weights: {type(built).__name__} cannot keep {weights}; use bigtrain.optim, or fp32"
         )
-    if sharded is not None and sharded.shards > 1:
-        wholes = {sharded.parameters[name]: part.whole for name, part in sharded.parts.items()}
+    if shared is not None:
+        check_elementwise(built, "sharding.tensor_parallel", "1")
+    elif sharded is not None and sharded.shards > 1:
+        wholes: dict[Tensor, Shape] = {sharded.parameters[name]: part.whole for name, part in sharded.parts.items()}
         connect(built, Exchange(sharded.group, wholes))
     for group in built.param_groups:
         group["initial_lr"] = group["lr"]
@@ -265,16 +271,9 @@ def prepare(
         loss_scale=LossScale(device, precision=recipe.amp.precision),
         release=release(model.parameters(), built, parameters) if recipe.optimizer.gradient_release else None,
         sharded=sharded,
+        shared=shared,
         world=world,
     )
-
-
-def _sharded(model: nn.Module, plan: Plan, blocks: Sequence[nn.Module]) -> Sharded:
-    recipe, layout = plan.recipe, layout_of(plan.recipe, plan.world_size)
-    mesh = init_device_mesh(plan.hardware.kind, layout.mesh, mesh_dim_names=MESH_DIMS[2 - len(layout.mesh) :])
-    dtype = {"fp16": torch.float16}.get(recipe.amp.precision, torch.bfloat16) if layout.converting else None
-    reduce_dtype = torch.bfloat16 if recipe.amp.reduce == "bf16" else torch.float32
-    return shard(model, blocks, mesh, zero_stage=layout.zero_stage, dtype=dtype, reduce_dtype=reduce_dtype)
 
 
 def compiled_as(plan: Plan) -> Literal["whole", "parts"]:

@@ -10,6 +10,7 @@ BigtrainError
   OutOfMemory         in the middle of a run, whatever was predicted: exit 1
   NonFiniteGradient   found after gradient release had updated other weights: exit 1
   Interrupted         stopped by a signal after a checkpoint: exit 75
+    NodesChanged        stopped to go on with other nodes: the agent starts it again
 """
 
 from __future__ import annotations
@@ -94,6 +95,17 @@ class Interrupted(BigtrainError):
     """Stopped by a signal; a verified checkpoint is there to go on from."""
 
     exit_code = 75
+
+
+class NodesChanged(Interrupted):
+    """Stopped after a checkpoint because nodes come or go; only the agent that starts it again sees the exit code."""
+
+    exit_code = 76
+
+    def report(self) -> int:
+        """Print what happens, which is no error; return the code for the agent."""
+        print(self, flush=True)
+        return self.exit_code
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,23 +6,27 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from bigtrain import slurm
 from bigtrain.checkpoint import manifest
 from bigtrain.checkpoint.resume import as_chosen_before, check_resume, stored_recipe
+from bigtrain.config.checks import node_counts
+from bigtrain.config.dump import to_yaml
 from bigtrain.config.schema import ModelSection, Recipe
 from bigtrain.config.shape_checks import fault
 from bigtrain.config.unbuilt import check_runnable
 from bigtrain.data.ensure import child_environment, ensure_prepared
 from bigtrain.data.packing import check_rows
 from bigtrain.data.vocabulary import TRAIN, vocabulary_size
-from bigtrain.errors import DoesNotFit, Fault, RecipeError
+from bigtrain.errors import DoesNotFit, Fault, InputError, RecipeError
 from bigtrain.memory.predict import torch_threads
 from bigtrain.planner.plan import Plan, plan
 from bigtrain.planner.settle import chosen_hardware
+from bigtrain.rendezvous import rendezvous, run_id
 from bigtrain.spawner import Workers
-from bigtrain.world import world_of
+from bigtrain.world import World, world_of
 
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 """glibc's name (mallopt(3)) for the size from which memory is mapped alone; once set, it no longer grows by itself."""
@@ -37,32 +41,86 @@ THREADS = "OMP_NUM_THREADS"
 """How many threads torch computes with."""
 
 
-def launch(plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str] = ()) -> int:
+def launch(
+    plan: Plan, run_dir: str | os.PathLike[str], *, allowed: Sequence[str] = (), written: Recipe | None = None
+) -> int:
     """Train as a plan says, in a process for each device of this machine, and return their exit code.
 
     Where another launcher has started this process as one of its ranks, that is the only one here. Launching the same
     plan into the same folder again goes on from its newest checkpoint. `allowed` are recipe keys that may differ from
-    those the run was started with. Raises InputError before anything is started or written.
+    those the run was started with. Of several nodes each launches the same; they are to agree in `written`, the recipe
+    before it was planned, and all follow the plan of the first. Raises InputError before anything is started.
     """
     check_runnable(plan.recipe)
     check_devices(plan)
+    several = started_ranks(plan.recipe) is None and node_counts(plan.recipe.cluster.nodes)[-1] > 1
+    if several:
+        check_meeting(plan.recipe)
     folder = Path(run_dir)
     check_resume(folder, plan.recipe, allowed)
     if not manifest.step_folders(folder):  # a run that has a checkpoint of its own starts from that
         check_init_from(plan)
     plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe)))
-    argv = [
-        sys.executable,
-        "-P",
-        "-m",
-        "bigtrain.training",
-        str(os.getpid()),
-        str(folder),
-        ",".join(allowed),
-        *sys.argv,
-    ]
-    count = plan.world_size if world_of(os.environ) is None else 1
-    return Workers(argv, plan.to_yaml(), worker_environment(plan.hardware.kind, count), count).run()
+    argv = ["bigtrain.training", str(os.getpid()), str(folder), ",".join(allowed), *sys.argv]
+    if several:
+        return _with_other_nodes(plan, folder, argv, written or plan.recipe)
+    count = plan.world_size if started_ranks(plan.recipe) is None else 1
+    return Workers(python(*argv), plan.to_yaml(), worker_environment(plan.hardware.kind, count), count).run()
+
+
+def _with_other_nodes(plan: Plan, folder: Path, argv: Sequence[str], written: Recipe) -> int:
+    """Meet the launchers of the other nodes, and let an agent train with them in processes of that command."""
+    cluster = plan.recipe.cluster
+    place, devices = cluster.rendezvous, cluster.devices_per_node
+    assert place is not None and devices != "auto"
+    run = run_id(plan.recipe.name, folder.name)
+    with ExitStack() as held:
+        try:
+            met = held.enter_context(rendezvous(place, run, timeout_seconds=cluster.timeout))
+        except InputError as error:
+            raise RecipeError(fault(plan.recipe, "cluster.rendezvous", str(error))) from None
+        listener = None if met.listener is None else met.listener.fileno()
+        task = {
+            "run": run,
+            "run_dir": str(folder),
+            "nodes": node_counts(cluster.nodes),
+            "devices": devices,
+            "timeout_seconds": cluster.timeout,
+            "place": [place, met.address, met.port, met.own_address, met.interface, listener],
+            "plan": plan.to_yaml(),
+            "recipe": to_yaml(written),
+            "argv": argv,
+        }
+        environment = worker_environment(plan.hardware.kind, devices)
+        agent = python("bigtrain.agent", str(os.getpid()))
+        return Workers(agent, json.dumps(task), environment, 1, [] if listener is None else [listener]).run()
+
+
+def check_meeting(recipe: Recipe) -> None:
+    """Raise RecipeError if a recipe for several nodes does not say where they meet."""
+    if recipe.cluster.rendezvous is None:
+        text = f"missing: {recipe.cluster.nodes} nodes need a place to meet; write the name of one and a free port"
+        raise RecipeError(fault(recipe, "cluster.rendezvous", f"{text}, such as node1:29400", "cluster.nodes"))
+
+
+def started_ranks(recipe: Recipe) -> World | None:
+    """Return this process's place among ranks that another launcher has started; None where it is to start them.
+
+    With `cluster.rendezvous` a task of Slurm's is the launcher of its node. Raises RecipeError if a node has several.
+    """
+    world = world_of(os.environ)
+    if world is None or "RANK" in os.environ or recipe.cluster.rendezvous is None:
+        return world
+    if world.local_size > 1:
+        text = f"{recipe.cluster.rendezvous} is where one launcher of each node meets the others, and Slurm has started"
+        use = "use null, or srun --ntasks-per-node=1"
+        raise RecipeError(fault(recipe, "cluster.rendezvous", f"{text} {world.local_size} tasks here; {use}"))
+    return None
+
+
+def python(*argv: str) -> list[str]:
+    """Return a command that runs a module of this very package."""
+    return [sys.executable, "-P", "-m", *argv]
 
 
 def profile_ranks(plan: Plan, *, as_json: bool, html: Path | None, png: Path | None) -> int:
@@ -71,32 +129,45 @@ def profile_ranks(plan: Plan, *, as_json: bool, html: Path | None, png: Path | N
     check_devices(plan)
     plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe)))
     options = {"as_json": as_json, "html": html and str(html), "png": png and str(png)}
-    argv = [sys.executable, "-P", "-m", "bigtrain.profiling", str(os.getpid()), json.dumps(options)]
-    count = plan.world_size if world_of(os.environ) is None else 1
+    argv = python("bigtrain.profiling", str(os.getpid()), json.dumps(options))
+    count = plan.world_size if started_ranks(plan.recipe) is None else 1
     return Workers(argv, plan.to_yaml(), worker_environment(plan.hardware.kind, count), count).run()
 
 
 def check_devices(plan: Plan) -> None:
     """Raise RecipeError if a plan is for more GPUs in a machine than this one has; a CPU runs any number of ranks."""
     wanted, there = plan.recipe.cluster.devices_per_node, plan.hardware.devices
-    if plan.hardware.kind == "cuda" and wanted != "auto" and wanted > there:
+    if plan.hardware.kind != "cuda" or wanted == "auto":
+        return
+    world = started_ranks(plan.recipe)
+    if world is not None and slurm.places(os.environ):
+        _check_tasks(plan.recipe, world.local_size, there)
+    elif wanted > there:
         text = f"{wanted} processes, but this machine has {there} CUDA device{'s' if there > 1 else ''}"
         raise RecipeError(fault(plan.recipe, "cluster.devices_per_node", f"{text}; use {there}, or auto"))
 
 
+def _check_tasks(recipe: Recipe, tasks: int, devices: int) -> None:
+    """Raise RecipeError unless Slurm has started a task for each GPU; it may show each its own alone."""
+    if devices not in (1, tasks):
+        text = f"Slurm has started {tasks} task{'s' if tasks > 1 else ''} on this node, which has {devices} GPUs"
+        use = f"use srun --ntasks-per-node={devices}, or cluster.rendezvous with one task a node"
+        raise RecipeError(fault(recipe, "cluster.devices_per_node", f"{text}; {use}"))
+
+
 def on_ranks_here(recipe: Recipe) -> Recipe:
-    """Return a recipe for the ranks that another launcher has started, if one has: torchrun, or Accelerate's.
+    """Return a recipe for the ranks that another launcher has started, if one has: torchrun, Accelerate's, Slurm.
 
     Raises RecipeError where the recipe names other ones.
     """
-    world = world_of(os.environ)
+    world = started_ranks(recipe)
     if world is None:
         return recipe
     cluster, nodes = recipe.cluster, world.size // world.local_size
     if cluster.devices_per_node not in ("auto", world.local_size):
         text = f"{cluster.devices_per_node}, but {world.local_size} processes were started here (LOCAL_WORLD_SIZE)"
         raise RecipeError(fault(recipe, "cluster.devices_per_node", f"{text}; use {world.local_size}, or auto"))
-    if recipe.writes("cluster.nodes") and cluster.nodes != nodes:
+    if recipe.writes("cluster.nodes") and nodes not in node_counts(cluster.nodes):
         text = f"{cluster.nodes}, but the processes that were started are on {nodes} (WORLD_SIZE / LOCAL_WORLD_SIZE)"
         raise RecipeError(fault(recipe, "cluster.nodes", f"{text}; use {nodes}"))
     places = cluster.model_copy(update={"nodes": nodes, "devices_per_node": world.local_size})

@@ -1,4 +1,4 @@
-"""Where the launchers of several nodes meet: which of them listens there, and how this node is reached. No torch here."""
+"""Where the launchers of several nodes meet: who listens there, and how this node is reached. No torch here."""
 
 from __future__ import annotations
 
@@ -67,16 +67,17 @@ def rendezvous(text: str, run: str, *, timeout_seconds: float) -> Iterator[Rende
     host, port = split_rendezvous(text)
     end = time.monotonic() + timeout_seconds
     with ExitStack() as held:
-        while True:
+        found = None
+        while found is None:
             try:
-                yield _reached(host, port, run, held)
-                return
+                found = _reached(host, port, run, held)
             except OSError as error:
                 if time.monotonic() > end:
                     reason = error.strerror or str(error)
                     what = f"{text} was not reached within {timeout_seconds:g} s (cluster.timeout): {reason}"
                     raise InputError(f"{what}; launch the same there, open the port, or name another host") from None
-            time.sleep(RETRY_SECONDS)
+                time.sleep(RETRY_SECONDS)
+        yield found
 
 
 def _reached(host: str, port: int, run: str, held: ExitStack) -> Rendezvous:

@@ -46,7 +46,7 @@ def places(environment: Mapping[str, str]) -> dict[str, str]:
 def first_host(nodes: str) -> str:
     """Return the first host of a list as Slurm writes it: `node[001-004,7],gpu3` is node001 and others."""
     first = re.match(r"(?:\[[^\]]*\]|[^,\[\]])+", nodes)
-    if first is None or first.end() < len(nodes) and nodes[first.end()] != ",":
+    if first is None or (first.end() < len(nodes) and nodes[first.end()] != ","):
         raise ValueError(f"{nodes!r} is no list of hosts")
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import socket
 import subprocess
@@ -11,10 +13,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from types import FrameType
+from dataclasses import dataclass
 from typing import IO
 
-from bigtrain.errors import BigtrainError
+from bigtrain.errors import BigtrainError, Interrupted, NodesChanged
 from bigtrain.world import LISTENER, NONE
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -31,8 +33,40 @@ GRACE_SECONDS = 3.0
 SAVING_SECONDS = 600.0
 """What the others have once one has stopped after a checkpoint, which all of them write."""
 
-STOPPED = 75
-"""A worker's exit code after a signal and a checkpoint."""
+SAVED = (Interrupted.exit_code, NodesChanged.exit_code)
+"""A worker's exit codes after a signal and a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the processes of this machine are among all ranks, and where all of them meet.
+
+    `listener` is an open socket at that address where the very first rank is one of them. Without an `interface` gloo
+    and NCCL look for one.
+    """
+
+    first: int
+    world_size: int
+    address: str
+    port: int
+    listener: socket.socket | None = None
+    interface: str | None = None
+
+    def environment(self, index: int, count: int) -> dict[str, str]:
+        """Return what tells one of so many processes here its place."""
+        found = {
+            "RANK": str(self.first + index),
+            "LOCAL_RANK": str(index),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+            LISTENER: str(NONE if index or self.listener is None else self.listener.fileno()),
+        }
+        if self.interface is not None:
+            found |= {"GLOO_SOCKET_IFNAME": self.interface}
+            found |= {"NCCL_SOCKET_IFNAME": self.interface} if self.interface == LOOPBACK_NAME else {}
+        return found
 
 
 class Workers:
@@ -41,36 +75,94 @@ class Workers:
     The first one writes to this process's terminal; what another writes is shown only if that is the one that fails.
     """
 
-    def __init__(self, argv: Sequence[str], text: str, environment: Mapping[str, str], count: int) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        text: str,
+        environment: Mapping[str, str],
+        count: int,
+        passed: Sequence[int] = (),
+    ) -> None:
+        """Take the text that each gets on its standard input, and numbers of files that each inherits."""
         self._argv, self._text, self._environment, self._count = argv, text, environment, count
+        self._passed = tuple(passed)
         self._processes: list[subprocess.Popen[str]] = []
         self._outputs: list[IO[str] | None] = []
 
     def run(self) -> int:
-        """Start all, give each the text on its standard input, pass signals on, and return the exit code.
+        """Run all on this machine alone, pass signals on, and return the exit code.
 
         That is the first one's that is not 0; the others are ended then. Raises BigtrainError for a process that
         something from outside has ended.
         """
         with ExitStack() as held:
-            listener = held.enter_context(_listening()) if self._count > 1 else None
+            places = held.enter_context(_alone(self._count)) if self._count > 1 else None
+            held.enter_context(self.started(places))
+            held.enter_context(_signals_forwarded_to(self))
+            while not self.over:
+                time.sleep(POLL_SECONDS)
+            index, code = self.finish()
+        if code < 0:
+            raise BigtrainError(killed(-code, index, self._count))
+        return code
+
+    @contextmanager
+    def started(self, places: Places | None) -> Iterator[None]:
+        """Start all, and kill those that are left at the end; one process alone needs no place."""
+        with ExitStack() as held:
             try:
                 for index in range(self._count):
-                    self._start(index, listener, held)
-                with _signals_forwarded_to(self._processes):
-                    for process in self._processes:
-                        _feed(process, self._text)
-                    return self._wait()
+                    self._start(index, places, held)
+                for process in self._processes:
+                    _feed(process, self._text)
+                yield
             finally:
-                self._end(0.0)
+                self.end(0.0)
 
-    def _start(self, index: int, listener: socket.socket | None, held: ExitStack) -> None:
+    @property
+    def over(self) -> bool:
+        """Tell whether one has failed, or all have ended."""
+        codes = [process.poll() for process in self._processes]
+        return any(codes) or None not in codes
+
+    def send(self, number: int) -> None:
+        """Send a signal to those that run."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def finish(self) -> tuple[int, int]:
+        """Wait for those that still run, however it ended, show what the culprit wrote, and return its index and code.
+
+        The code is 0 only where all are, and negative for one that a signal has ended.
+        """
+        codes = [process.poll() for process in self._processes]
+        failed = [index for index, code in enumerate(codes) if code]
+        if not failed:
+            return 0, 0
+        self.end(SAVING_SECONDS if all(codes[index] in SAVED for index in failed) else GRACE_SECONDS)
+        # One that was killed comes first: the others only lost it.
+        culprit = min(failed, key=lambda index: codes[index] or 0)
+        self._show(culprit)
+        return culprit, codes[culprit] or 0
+
+    def end(self, grace_seconds: float) -> None:
+        """Wait so long for those that still run, then kill them."""
+        end = time.monotonic() + grace_seconds
+        while any(process.poll() is None for process in self._processes) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def _start(self, index: int, places: Places | None, held: ExitStack) -> None:
         environment: dict[str, str] = dict(self._environment)
-        passed: tuple[int, ...] = ()
-        if listener is not None:
-            environment |= places(index, self._count, listener.getsockname()[1])
-            passed = () if index else (listener.fileno(),)
-            environment[LISTENER] = str(NONE if index else listener.fileno())
+        passed = self._passed
+        if places is not None:
+            environment |= places.environment(index, self._count)
+            if places.listener is not None and index == 0:
+                passed = (*passed, places.listener.fileno())
         output = held.enter_context(_aside()) if index else None
         self._outputs.append(output)
         # A process group of its own: what a terminal or a scheduler sends to the whole group must not reach it twice.
@@ -87,39 +179,6 @@ class Workers:
             )
         )
 
-    def _wait(self) -> int:
-        codes = self._ended()
-        failed = [index for index, code in enumerate(codes) if code]
-        if not failed:
-            return 0
-        self._end(SAVING_SECONDS if all(codes[index] == STOPPED for index in failed) else GRACE_SECONDS)
-        # One that was killed comes first: the others only lost it.
-        culprit = min(failed, key=lambda index: codes[index] or 0)
-        code = codes[culprit]
-        assert code is not None
-        self._show(culprit)
-        if code < 0:
-            raise BigtrainError(_killed(-code, culprit, self._count))
-        return code
-
-    def _ended(self) -> list[int | None]:
-        """Return the exit codes once one process has failed, or all have ended."""
-        while True:
-            codes = [process.poll() for process in self._processes]
-            if any(codes) or None not in codes:
-                return codes
-            time.sleep(POLL_SECONDS)
-
-    def _end(self, grace_seconds: float) -> None:
-        """Wait so long for those that still run, then kill them."""
-        end = time.monotonic() + grace_seconds
-        while any(process.poll() is None for process in self._processes) and time.monotonic() < end:
-            time.sleep(POLL_SECONDS)
-        for process in self._processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-
     def _show(self, index: int) -> None:
         output = self._outputs[index]
         if output is not None:
@@ -128,26 +187,27 @@ class Workers:
             sys.stderr.flush()
 
 
-def places(index: int, count: int, port: int) -> dict[str, str]:
-    """Return what tells a process of this machine its place among so many, and where they meet: on loopback alone."""
-    return {
-        "RANK": str(index),
-        "LOCAL_RANK": str(index),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": LOOPBACK,
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": LOOPBACK_NAME,
-        "NCCL_SOCKET_IFNAME": LOOPBACK_NAME,
-    }
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its launcher ends, however that ends (Linux)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 @contextmanager
-def _listening() -> Iterator[socket.socket]:
-    """Hold a socket on a free port of loopback; torch's own store would listen on every interface."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind((LOOPBACK, 0))
-        listener.listen(socket.SOMAXCONN)
+def _alone(count: int) -> Iterator[Places]:
+    """Hold places for processes that are all on this machine, which meet on loopback alone."""
+    with listening(LOOPBACK) as listener:
+        yield Places(0, count, LOOPBACK, listener.getsockname()[1], listener, LOOPBACK_NAME)
+
+
+@contextmanager
+def listening(address: str) -> Iterator[socket.socket]:
+    """Hold a socket on a free port of an address; torch's own store would listen on every interface."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family, backlog=socket.SOMAXCONN) as listener:
         yield listener
 
 
@@ -167,25 +227,20 @@ def _feed(process: subprocess.Popen[str], text: str) -> None:
         pass
 
 
-def _killed(number: int, index: int, count: int) -> str:
+def killed(number: int, index: int, count: int) -> str:
+    """Say that a signal has ended one of so many processes."""
     hint = "; the system does that when memory runs out: use a smaller train.micro_batch_size" if number == 9 else ""
     which = "the training process" if count == 1 else f"the training process of rank {index}"
     return f"{which} was ended by {signal.Signals(number).name}{hint}; launch again to go on"
 
 
 @contextmanager
-def _signals_forwarded_to(processes: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
+def _signals_forwarded_to(workers: Workers) -> Iterator[None]:
     """Pass signals on to the processes, and put the handlers back afterwards; only a main thread may have any."""
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before = {number: signal.signal(number, lambda number, _frame: workers.send(number)) for number in FORWARDED}
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+from bigtrain import slurm
 from bigtrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class World:
     def first(self) -> bool:
         """Tell whether this rank writes down what all have in common."""
         return self.rank == 0
+
+    def reading(self, sharing: int) -> tuple[int, int]:
+        """Return which rows are this rank's, and of how many: neighbours that share products read the same ones."""
+        return self.rank // sharing, self.size // sharing
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums over ranks of some numbers, fp64, the same on every rank; each gives equally many."""
@@ -105,10 +110,12 @@ ALONE = World()
 
 
 def world_of(environment: Mapping[str, str]) -> World | None:
-    """Return the place among ranks that a launcher has written into an environment; None if none has.
+    """Return the place among ranks that a launcher, or Slurm, has written into an environment; None if none has.
 
     Raises InputError where it contradicts itself.
     """
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        environment = {**environment, **slurm.places(environment)}
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return None
     try:
@@ -153,11 +160,15 @@ def joined(*, kind: str, timeout_seconds: float) -> Iterator[World]:
     if kind == "cuda":
         import torch
 
-        torch.cuda.set_device(world.local_rank)
-        options["device_id"] = torch.device("cuda", world.local_rank)
+        # A scheduler may show each process its own device alone.
+        index = 0 if torch.cuda.device_count() == 1 else world.local_rank
+        torch.cuda.set_device(index)
+        options["device_id"] = torch.device("cuda", index)
     backend = "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
     listener = os.environ.pop(LISTENER, None)
     if listener is None:
+        for name, value in slurm.places(os.environ).items():
+            os.environ.setdefault(name, value)
         dist.init_process_group(backend, **options)
     else:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -11,7 +11,7 @@ from typing import Any
 from bigtrain.errors import CheckpointError
 from bigtrain.world import World
 
-PULSE_SECONDS = 5.0
+PULSE_SECONDS = 1.0
 """How often a rank that is still at work tells the others: they wait for an answer no longer than `cluster.timeout`."""
 
 

@@ -9,46 +9,81 @@ from bigtrain.config.keys import listed
 from bigtrain.config.paths import local_path, looks_like_path
 from bigtrain.config.schema import Recipe
 from bigtrain.config.shape_checks import fault, nearest_divisors, shape_faults
+from bigtrain.config.tensor_parallel import data_ranks, rank_faults, tensor_faults
+from bigtrain.config.types import LARGEST
 from bigtrain.errors import Fault
+from bigtrain.rendezvous import split_rendezvous
 
 OBJECTIVES = {"bert": ("mlm", "mlm_nsp"), "gpt": ("clm",), "llama": ("clm",)}
 """What each family can be trained on: attention in both directions would see the next token."""
 
 LENGTHS = ("steps", "tokens", "epochs")
 
+MOST_LISTED = 8
+"""So many numbers are written out in an error."""
+
 
 def recipe_faults(recipe: Recipe) -> list[Fault]:
     """Return every fault that follows from several keys together, or from a file that is not there."""
-    checks = (_objective, _length, _warmup, _nodes, _source, _tokenizer)
+    checks = (_objective, _length, _warmup, _nodes, _rendezvous, _source, _tokenizer, rank_faults)
     found = [fault for check in checks for fault in check(recipe)]
-    return [*shape_faults(recipe), *found, *batch_faults(recipe, world_sizes(recipe))]
+    return [*shape_faults(recipe, tensor_faults), *found, *batch_faults(recipe, world_sizes(recipe))]
 
 
 def world_sizes(recipe: Recipe) -> list[int]:
-    """Return the numbers of ranks that the recipe names: none if it is open, two for `least:most`, else one."""
+    """Return the numbers of ranks that the recipe names: none if it is open, one for each number of `least:most`."""
     devices, nodes = recipe.cluster.devices_per_node, recipe.cluster.nodes
     if devices == "auto":
         if recipe.train.device != "cpu":
             return []
         devices = 1
-    ends = [int(end) for end in nodes.split(":")] if isinstance(nodes, str) else [nodes]
-    return [end * devices for end in ends]
+    return [count * devices for count in node_counts(nodes)]
+
+
+def node_counts(nodes: int | str) -> list[int]:
+    """Return the numbers of nodes that `cluster.nodes` allows, rising."""
+    least, _, most = str(nodes).partition(":")
+    return list(range(int(least), int(most or least) + 1))
 
 
 def batch_faults(recipe: Recipe, ranks: list[int]) -> list[Fault]:
     """Return a fault if the global batch does not divide among micro-batches on each of these numbers of ranks."""
     total, micro = recipe.train.global_batch_size, recipe.train.micro_batch_size
     rows = 1 if micro == "auto" else micro
-    share = rows * math.lcm(*ranks)
+    ranks = [max(1, data_ranks(recipe, count)) for count in ranks]
+    common = _common_multiple(ranks)
+    share = rows * common
     if total % share == 0:
         return []
     by = [f"micro_batch_size {rows}"] if micro != "auto" else []
-    by += [f"{listed(map(str, ranks), 'and')} ranks"] if ranks else []
-    text = f"{total} is not divisible by {' x '.join(by)}; nearest that are: {_multiples(total, share)}"
-    if micro != "auto" and (sizes := _micro_sizes(total, math.lcm(*ranks), rows)):
+    by += [f"{_numbers(ranks)} {_readers(recipe)}"] if ranks else []
+    text = f"{total} is not divisible by {' x '.join(by)}; "
+    text += f"nearest that are: {_multiples(total, share)}" if share <= LARGEST else "no number is; name fewer nodes"
+    if micro != "auto" and (sizes := _micro_sizes(total, common, rows)):
         text += f"; or micro_batch_size {sizes}"
     involved = ("train.micro_batch_size", "cluster.nodes", "cluster.devices_per_node")
     return [fault(recipe, "train.global_batch_size", text, *involved)]
+
+
+def _readers(recipe: Recipe) -> str:
+    sharing = recipe.sharding.tensor_parallel
+    return "ranks" if sharing == 1 else f"groups of {sharing} ranks"
+
+
+def _common_multiple(numbers: list[int]) -> int:
+    """Return the least common multiple, or some number above LARGEST where that is."""
+    common = 1
+    for number in numbers:
+        common = math.lcm(common, number)
+        if common > LARGEST:
+            break
+    return common
+
+
+def _numbers(numbers: list[int]) -> str:
+    if len(numbers) <= MOST_LISTED:
+        return listed(map(str, numbers), "and")
+    return f"{numbers[0]}, {numbers[1]}, ... and {numbers[-1]}"
 
 
 def _multiples(total: int, share: int) -> str:
@@ -97,6 +132,15 @@ def _nodes(recipe: Recipe) -> Iterator[Fault]:
     least, _, most = str(recipe.cluster.nodes).partition(":")
     if most and int(least) > int(most):
         yield fault(recipe, "cluster.nodes", f"'{least}:{most}' has the least above the most; write '{most}:{least}'")
+
+
+def _rendezvous(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.cluster.rendezvous is None:
+        return
+    try:
+        split_rendezvous(recipe.cluster.rendezvous)
+    except ValueError as error:
+        yield fault(recipe, "cluster.rendezvous", str(error))
 
 
 def _source(recipe: Recipe) -> Iterator[Fault]:

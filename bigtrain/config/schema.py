@@ -160,7 +160,7 @@ class OptimizerSection(Section):
     eps: Positive = 1e-6
     """Added to the root of the second moment."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
-    """After the warm-up: `linear` to zero, `cosine` to a tenth, `wsd` flat with a linear last fifth, `constant` flat."""
+    """After warm-up: `linear` to zero, `cosine` to a tenth, `wsd` flat with a linear last fifth, `constant` flat."""
     warmup_steps: WarmUp = 0
     """Steps of linear warm-up, or a share of the run such as 6%."""
     state: Literal["fp32", "bf16", "8bit", "4bit", "auto"] = "fp32"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bigtrain.config.keys import listed
 from bigtrain.config.model import ModelConfig, resolve_model
@@ -18,12 +18,18 @@ SEARCHED = 10_000
 """Sizes tried on either side when a divisor is looked for."""
 
 
-def shape_faults(recipe: Recipe) -> list[Fault]:
-    """Return what is wrong with the shape of the model, alone and for the data and the mechanisms it is given."""
+Check = Callable[[Recipe, ModelConfig], Iterator[Fault]]
+
+
+def shape_faults(recipe: Recipe, *more: Check) -> list[Fault]:
+    """Return what is wrong with the shape of the model, alone and for the data and the mechanisms it is given.
+
+    `more` are checks of a recipe and its shape beside those of this module.
+    """
     if faults := [*_preset_faults(recipe), *_missing_shape(recipe)]:
         return faults
     shape = resolve_model(recipe.model, vocab_size=recipe.data.vocab_size, sequence_length=recipe.data.sequence_length)
-    checks = (_heads, _llama_only, _positions, _vocabulary, _policies)
+    checks = (_heads, _llama_only, _positions, _vocabulary, _policies, *more)
     return [fault for check in checks for fault in check(recipe, shape)]
 
 

@@ -12,17 +12,14 @@ BUILT: dict[str, tuple[object, ...]] = {
     "train.objective": ("mlm", "clm"),
     "train.on_spike": ("ignore",),
     "sharding.engine": ("auto", "fsdp2"),
-    "sharding.tensor_parallel": (1,),
     "checkpoint.asynchronous": (False,),
     "logging.sample_every": (None,),
     "logging.trackers": ("tensorboard",),
-    "cluster.rendezvous": (None,),
 }
 """Keys of which only these values work; of a list, these entries. A key without a row works whole."""
 
 RUNNABLE: dict[str, tuple[object, ...]] = {
     "sharding.offload": ("none",),
-    "cluster.nodes": (1,),
 }
 """Keys that can be planned whole, and of a plan that is to run only with these values."""
 

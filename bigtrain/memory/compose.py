@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
+from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.memory.layout import layout_of
 from bigtrain.memory.predict import MICRO_BATCHES_TO_PEAK, micro_batch, step_numbers, torch_threads
 from bigtrain.memory.tape import Kept, Moment, Part, Passes, kept, moments, passes
@@ -86,7 +87,7 @@ class Composer:
         micro = recipe.train.micro_batch_size
         assert micro != "auto"
         self._batch = micro_batch(recipe, micro)
-        self._accumulation_steps = recipe.train.global_batch_size // world_size // micro
+        self._accumulation_steps = recipe.train.global_batch_size // data_ranks(recipe, world_size) // micro
         self._blocks = model.num_hidden_layers
         few = min(self._blocks, ALONE_BLOCKS if layout.alone else SHARDED_BLOCKS)
         self._more, self._few = self._blocks - few, dataclasses.replace(model, num_hidden_layers=few)

@@ -12,15 +12,16 @@ from pathlib import Path
 from bigtrain.amp import cost as amp_cost
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
+from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.ledger import Ledger, Storage, Value
 from bigtrain.memory.allocator import Allocator
-from bigtrain.memory.layout import layout_of, local_shapes
+from bigtrain.memory.layout import layout_of, local_shapes, tensor_shapes
 from bigtrain.memory.record import END, Events
 from bigtrain.memory.report import CAUSES, MemoryReport
 from bigtrain.memory.state import device_parts, matrices, update_bytes
 from bigtrain.models.cost import MicroBatch, ModelCost
 from bigtrain.models.operations_cost import FLOAT, Numbers, Operations
-from bigtrain.models.shape import loss_chunk_tokens, parameter_shapes
+from bigtrain.models.shape import loss_chunk_tokens
 from bigtrain.optim import cost as optim_cost
 from bigtrain.recompute.cost import run_block
 from bigtrain.recompute.policy import resolve
@@ -92,8 +93,9 @@ def buffer_bytes(recipe: Recipe, model: ModelConfig, *, accumulated: bool, devic
     narrow = recipe.amp.master_weights == "fp32" and layout.kept_bytes < FLOAT
     named = (section.name, section.state, recipe.amp.master_weights)
     sizes = (list(shapes.values()), matrices(shapes))
-    gradients = {"accumulated": accumulated, "narrow": narrow, "sharded": layout.shards > 1}
-    return optim_cost.buffer_bytes(*named, *sizes, **gradients, device=device)
+    return optim_cost.buffer_bytes(
+        *named, *sizes, accumulated=accumulated, narrow=narrow, sharded=layout.shards > 1, device=device
+    )
 
 
 def micro_batch(recipe: Recipe, micro_batch_size: int) -> MicroBatch:
@@ -156,7 +158,7 @@ class Step:
         threads: int = 1,
         workspace_bytes: int = 0,
     ) -> None:
-        micro, share = recipe.train.micro_batch_size, recipe.train.global_batch_size // world_size
+        micro, share = recipe.train.micro_batch_size, recipe.train.global_batch_size // data_ranks(recipe, world_size)
         budget = recipe.memory.budget
         assert micro != "auto" and budget != "auto"
         self._recipe, self._model, self._ledger, self._device = recipe, model, ledger, device
@@ -171,10 +173,12 @@ class Step:
         chunk = loss_chunk_tokens(model.padded_vocab_size, device, budget)
         operations = Operations(ledger, self._numbers, device, threads)
         train = recipe.train
-        self._cost = ModelCost(model, operations, chunk, train.dropout, train.attention_dropout)
+        self._cost = ModelCost(
+            model, operations, chunk, train.dropout, train.attention_dropout, recipe.sharding.tensor_parallel
+        )
         self._gradient_bytes = self._numbers.gradient if layout.alone else layout.kept_bytes
         self._policies = resolve(recipe.recompute.policy, model.num_hidden_layers)
-        self._whole = parameter_shapes(model)
+        self._whole = tensor_shapes(recipe, model)
         self._shapes = local_shapes(recipe, model, world_size)
         self._sharding: Around = sharding_of(ledger, layout, self._whole, device=device)
         self._held: dict[str, list[Storage]] = {}

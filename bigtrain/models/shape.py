@@ -118,6 +118,14 @@ def _norm_shapes(config: ModelConfig, name: str) -> dict[str, tuple[int, ...]]:
     return weight if config.family == "llama" else weight | {f"{name}.bias": (config.hidden_size,)}
 
 
+def reads_its_end(config: ModelConfig, dropout: float) -> bool:
+    """Tell whether a block's backward pass needs what its last product gave, so that recomputation goes that far.
+
+    A norm after it keeps its input; dropout keeps its mask, which is drawn anew with the numbers that it drops.
+    """
+    return config.family == "bert" or dropout > 0
+
+
 def flops_per_token(config: ModelConfig, sequence_length: int, labelled_fraction: float = 1.0) -> int:
     """Count a training step's model FLOPs for one token: forward, and a backward of twice that; no recompute.
 

@@ -99,8 +99,14 @@ def connect(optimizer: Optimizer, exchange: Exchange) -> None:
     found: Any = optimizer
     if hasattr(found, "exchange"):
         found.exchange = exchange
-    elif isinstance(optimizer, WHOLE_TENSORS) or not getattr(found, "elementwise", True):
+    else:
+        check_elementwise(optimizer, "sharding.zero_stage", "0")
+
+
+def check_elementwise(optimizer: Optimizer, key: str, instead: str) -> None:
+    """Raise InputError for an optimizer that needs whole parameters where a recipe key gives ranks parts of them."""
+    if isinstance(optimizer, WHOLE_TENSORS) or not getattr(optimizer, "elementwise", True):
         raise InputError(
-            f"sharding.zero_stage: {type(optimizer).__name__} needs whole parameters, and a rank has rows of them; use "
-            "an optimizer of bigtrain.optim, or sharding.zero_stage=0"
+            f"{key}: {type(optimizer).__name__} needs whole parameters, and a rank has parts of them; use "
+            f"{'bigtrain.optim.AdamW' if instead == '1' else 'an optimizer of bigtrain.optim'}, or {key}={instead}"
         )

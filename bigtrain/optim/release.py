@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,18 +37,20 @@ class Release:
             hook: Any = parameter.register_post_accumulate_grad_hook  # torch has no types for it
             self._hooks.append(hook(self._hook(place, own, update)))
 
-    def take_norm(self) -> Tensor:
+    def take_norm(self, copies: Sequence[int] = ()) -> Tensor:
         """Return the norm of all gradients since the last call, an fp32 scalar, and begin the next step.
 
         It is not finite where a gradient was not. The norm is zero before any backward pass. Of sharded parameters it
-        is that of this rank's rows; the root of the sum over ranks of its square is the global one.
+        is that of this rank's rows; the root of the sum over ranks of its square is the global one, where `copies` say
+        how many ranks have the same rows of each parameter.
         """
-        norms = [self._norms[place] for place in sorted(self._norms)]
+        places = sorted(self._norms)
+        norms = [self._norms[place] for place in places]
         self._norms.clear()
         if not norms:
             device = self._held[0].device if self._held else None
             return torch.zeros((), dtype=torch.float32, device=device)
-        return _norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+        return norm_of([norm.to(norms[0].device) for norm in norms], [copies[place] for place in places if copies])
 
     def remove(self) -> None:
         """Take the hooks away: gradients are kept from now on."""
@@ -110,6 +112,14 @@ def gradient_norm(gradient: Tensor) -> Tensor:
         return _norm_by_rows(gradient.float())
     parts = split(gradient.contiguous(), NORM_CHUNK_ELEMENTS)
     return _norm(torch.stack([_norm_by_rows(part.float()) for part in parts]))
+
+
+def norm_of(norms: Sequence[Tensor], copies: Sequence[int] = ()) -> Tensor:
+    """Return the norm of gradients from theirs, each divided by the root of how many ranks have the same one."""
+    together = torch.stack(list(norms))
+    if any(count > 1 for count in copies):
+        together = together * torch.tensor([count**-0.5 for count in copies], device=together.device)
+    return _norm(together)
 
 
 def _norm_by_rows(gradient: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ A *setting* is a choice without the blocks' recompute policies (`recompute` is e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 
 from bigtrain.amp import rules
+from bigtrain.config.checks import node_counts
 from bigtrain.config.schema import Recipe
+from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.config.unbuilt import RUNNABLE
 from bigtrain.memory.compose import Runs, runs_of
 from bigtrain.optim.cost import MASTER_WEIGHTS, supported_states
@@ -25,15 +28,25 @@ OFFLOADS = ("none", "optimizer", "all")
 
 def settings(recipe: Recipe, hardware: Hardware, world_size: int) -> list[Choice]:
     """Return every setting that a recipe leaves open, for so many ranks, which must share its global batch evenly."""
-    rows = recipe.train.global_batch_size // world_size
+    ranks = data_ranks(recipe, world_size)
+    rows = recipe.train.global_batch_size // ranks
     micro = recipe.train.micro_batch_size
     found = []
-    for micro_batch_size in [micro] if micro != "auto" else divisors(rows):
+    for micro_batch_size in [micro] if micro != "auto" else divisors(_rows_at_any(recipe, rows)):
         steps = rows // micro_batch_size
-        for (stage, replicate), release in product(_layouts(recipe, hardware, world_size), _releases(recipe, steps)):
+        for (stage, replicate), release in product(_layouts(recipe, hardware, ranks), _releases(recipe, steps)):
             for offload, state, kept in product(_offloads(recipe, hardware), _states(recipe), _master_weights(recipe)):
                 found.append(Choice(micro_batch_size, steps, (), stage, replicate, offload, state, release, kept))
     return found
+
+
+def _rows_at_any(recipe: Recipe, rows: int) -> int:
+    """Return what divides a rank's rows at each number of nodes that the recipe allows."""
+    devices, nodes = recipe.cluster.devices_per_node, recipe.cluster.nodes
+    if devices == "auto" or not isinstance(nodes, str):
+        return rows
+    total = recipe.train.global_batch_size
+    return math.gcd(*(total // data_ranks(recipe, count * devices) for count in node_counts(nodes)))
 
 
 def divisors(number: int) -> list[int]:
@@ -104,11 +117,15 @@ def _offloads(recipe: Recipe, hardware: Hardware) -> Sequence[str]:
     if written != "auto":
         return (written,)
     runnable = RUNNABLE.get("sharding.offload", OFFLOADS)
-    return [place for place in OFFLOADS if place == "none" or (place in runnable and hardware.kind == "cuda")]
+    possible = hardware.kind == "cuda" and recipe.sharding.tensor_parallel == 1
+    return [place for place in OFFLOADS if place == "none" or (place in runnable and possible)]
 
 
 def _layouts(recipe: Recipe, hardware: Hardware, world_size: int) -> Iterator[tuple[int, int]]:
-    """Yield stages with their groups; at stage 0, and where each rank is a group, nothing is sharded."""
+    """Yield stages with their groups; at stage 0, and where each rank is a group, nothing is sharded.
+
+    Ranks that share products count as one here.
+    """
     stage, replicate = recipe.sharding.zero_stage, recipe.sharding.replicate
     for tried in STAGES if stage == "auto" else (stage,):
         if replicate != "auto":
@@ -118,7 +135,8 @@ def _layouts(recipe: Recipe, hardware: Hardware, world_size: int) -> Iterator[tu
             if tried == 0 or stage != "auto":
                 yield tried, world_size
         else:
-            for ranks in shard_groups(world_size, devices_of_a_node(recipe, hardware)):
+            node = max(1, devices_of_a_node(recipe, hardware) // recipe.sharding.tensor_parallel)
+            for ranks in shard_groups(world_size, node):
                 yield tried, world_size // ranks
 
 

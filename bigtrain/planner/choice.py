@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bigtrain.config.schema import Recipe
+from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.recompute.policy import resolve
 
 
@@ -33,7 +34,7 @@ class Choice:
         assert isinstance(micro, int) and isinstance(stage, int) and isinstance(replicate, int)
         return cls(
             micro_batch_size=micro,
-            accumulation_steps=train.global_batch_size // (world_size * micro),
+            accumulation_steps=train.global_batch_size // (data_ranks(recipe, world_size) * micro),
             recompute=tuple(resolve(recipe.recompute.policy, blocks)),
             zero_stage=stage,
             replicate=replicate,

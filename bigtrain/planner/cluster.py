@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bigtrain.config.checks import batch_faults
+from bigtrain.config.checks import batch_faults, node_counts, world_sizes
 from bigtrain.config.schema import Recipe
 from bigtrain.config.shape_checks import fault
+from bigtrain.config.tensor_parallel import data_ranks, rank_faults
 from bigtrain.errors import RecipeError
 
 DEVICES_PER_NODE = 8
@@ -15,7 +16,8 @@ def placed(recipe: Recipe, world_size: int | None, *, devices: int = 1) -> tuple
     """Return the recipe with its machines and their devices as numbers, and the number of ranks.
 
     Of `least:most` nodes the least count: the fewer ranks share the state, the more each holds. A given world size
-    decides the number of machines; without it `auto` devices of each are so many as this one has. Raises RecipeError if it does not divide into machines, or the batch into ranks.
+    decides the number of machines, which may be one of those; without it `auto` devices of each are so many as this one
+    has. Raises RecipeError if it does not divide into machines, or the batch into ranks, for each number of machines.
     """
     written, nodes = recipe.cluster.devices_per_node, recipe.cluster.nodes
     if world_size is None:
@@ -27,13 +29,49 @@ def placed(recipe: Recipe, world_size: int | None, *, devices: int = 1) -> tuple
             text = f"{devices} devices a machine do not divide a world size of {world_size}"
             use = f"use a divisor, such as {_most_per_node(world_size)}, or auto"
             raise RecipeError(fault(recipe, "cluster.devices_per_node", f"{text}; {use}"))
-        ranks, nodes = world_size, world_size // devices
+        ranks, nodes = world_size, _numbered(nodes, world_size // devices)
     cluster = recipe.cluster.model_copy(update={"devices_per_node": devices, "nodes": nodes})
     placed = recipe.model_copy(update={"cluster": cluster})
-    if faults := batch_faults(placed, [ranks]):
+    if faults := [*rank_faults(placed)]:
+        raise RecipeError(*faults)
+    if isinstance(nodes, str):
+        placed = regrouped(placed, _fewest_ranks(placed), ranks)
+    if faults := batch_faults(placed, world_sizes(placed)):
         hint = _what_would_do(recipe, ranks)
         raise RecipeError(*(one._replace(text=one.text + hint) for one in faults))
     return placed, ranks
+
+
+def for_fewest_nodes(recipe: Recipe, world_size: int) -> Recipe:
+    """Return a recipe that was placed on so many ranks as it is for the fewest nodes of `least:most`."""
+    if not isinstance(recipe.cluster.nodes, str):
+        return recipe
+    return regrouped(recipe, world_size, _fewest_ranks(recipe))
+
+
+def regrouped(recipe: Recipe, before: int, ranks: int) -> Recipe:
+    """Return a recipe for so many ranks in place of those before: with more of them there are more whole models.
+
+    A group that shares a model stays as large, so that a rank holds as much; where that does not divide, all share one.
+    """
+    stage, replicate = recipe.sharding.zero_stage, recipe.sharding.replicate
+    if before == ranks or stage == "auto" or replicate == "auto":
+        return recipe
+    readers = data_ranks(recipe, ranks)
+    group = max(1, data_ranks(recipe, before) // replicate)
+    groups = readers if stage == 0 else readers // group if readers % group == 0 else 1
+    return recipe.model_copy(update={"sharding": recipe.sharding.model_copy(update={"replicate": groups})})
+
+
+def _fewest_ranks(recipe: Recipe) -> int:
+    devices = recipe.cluster.devices_per_node
+    assert devices != "auto"
+    return devices * node_counts(recipe.cluster.nodes)[0]
+
+
+def _numbered(nodes: int | str, count: int) -> int | str:
+    """Return `least:most` where that allows so many, and else their number."""
+    return nodes if isinstance(nodes, str) and count in node_counts(nodes) else count
 
 
 def _what_would_do(recipe: Recipe, ranks: int) -> str:

@@ -105,7 +105,7 @@ class Links:
         """Return how many of a collective's ranks a machine has."""
         if world_size <= self.neighbours:
             return collective.ranks
-        apart = 1 if collective.scope == "shard" else world_size // collective.ranks
+        apart = world_size // collective.ranks if collective.scope == "replicate" else collective.apart
         return max(1, min(collective.ranks, self.neighbours // apart))
 
     def exposed(self, seconds: float, window_seconds: float, groups: int) -> float:
@@ -164,9 +164,10 @@ def exposed_seconds(
 
     Collectives on one link wait for each other, those on different links do not. What is sent once a step hides behind
     one micro-batch's pass, what is sent in each one behind all of them. The first group that is gathered and the last
-    that is reduced have nothing to hide behind.
+    that is reduced have nothing to hide behind. Ranks that share products wait for each sum.
     """
-    exposed = 0.0
+    exposed = sum(one.seconds for one in sent if one.collective.scope == "tensor")
+    sent = [one for one in sent if one.collective.scope != "tensor"]
     for forward, window in ((True, forward_seconds), (False, backward_seconds)):
         shares = [(one, _share(one.collective, forward=forward) * one.seconds) for one in sent]
         each = [(one, part / accumulation_steps) for one, part in shares if _repeated(one, accumulation_steps)]

@@ -9,6 +9,7 @@ from bigtrain.amp import rules
 from bigtrain.config.keys import listed
 from bigtrain.config.schema import AmpSection, ClusterSection, Recipe, RecomputeSection, ShardingSection
 from bigtrain.config.shape_checks import fault, nearest_divisors
+from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.errors import Fault
 from bigtrain.optim.cost import supported_states
 from bigtrain.planner.hardware import Hardware
@@ -18,7 +19,7 @@ def mechanism_faults(recipe: Recipe, hardware: Hardware, accumulation_steps: int
     """Return a fault for each mechanism that the device or the ranks do not have, or that would not be exact."""
     checks = (_precision, _master_weights, _state, _offload, _compiled)
     found = [found for check in checks for found in check(recipe, hardware)]
-    return [*found, *_groups(recipe, world_size), *_release(recipe, accumulation_steps)]
+    return [*found, *_groups(recipe, data_ranks(recipe, world_size)), *_release(recipe, accumulation_steps)]
 
 
 def without_mechanisms(recipe: Recipe) -> Recipe:
@@ -45,6 +46,7 @@ def release_obstacles(recipe: Recipe, accumulation_steps: int) -> Iterator[tuple
 def warnings(recipe: Recipe, hardware: Hardware, initializer_range: float, world_size: int = 1) -> Iterator[str]:
     """Yield what is allowed and probably not wanted, each with what to do instead."""
     stage, replicate = recipe.sharding.zero_stage, recipe.sharding.replicate
+    world_size = data_ranks(recipe, world_size)
     if stage not in ("auto", 0) and replicate in ("auto", world_size) and (world_size == 1 or replicate != "auto"):
         ranks = "one process" if world_size == 1 else f"{world_size} groups of one process"
         yield f"sharding.zero_stage={stage} does nothing on {ranks}; use 0, or ranks that share a model"

@@ -17,6 +17,7 @@ from bigtrain.memory.state import model_state
 from bigtrain.models import shape
 from bigtrain.planner import mechanisms
 from bigtrain.planner.choice import Choice
+from bigtrain.planner.cluster import for_fewest_nodes
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.links import Transfer
 from bigtrain.planner.rejection import Rejected
@@ -160,7 +161,7 @@ class Plan:
             "memory": f"predicted: {units.format_bytes(self.memory.device_bytes_peak or 0)} of the device at the peak; "
             + "; ".join(f"{cause} {units.format_bytes(size)}" for cause, size in self.held_bytes.items()),
         }
-        return to_yaml(self.recipe, comments=comments)
+        return to_yaml(for_fewest_nodes(self.recipe, self.world_size), comments=comments)
 
 
 def plan(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
 from bigtrain.config.shape_checks import fault
+from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.errors import DoesNotFit, RecipeError
 from bigtrain.memory.report import MemoryReport
 from bigtrain.planner.candidates import mixes, settings
@@ -111,7 +112,7 @@ def sweep(
 
 def check(recipe: Recipe, hardware: Hardware, world_size: int) -> None:
     """Raise RecipeError for mechanisms that do not go together, with the device or with the ranks."""
-    rows, micro = recipe.train.global_batch_size // world_size, recipe.train.micro_batch_size
+    rows, micro = recipe.train.global_batch_size // data_ranks(recipe, world_size), recipe.train.micro_batch_size
     steps = rows // micro if micro != "auto" else 1
     if faults := mechanism_faults(recipe, hardware, steps, world_size):
         raise RecipeError(*faults)

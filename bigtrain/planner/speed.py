@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bigtrain.amp.cost import weight_bytes
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
+from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.data.cache import cache_folder
+from bigtrain.memory.layout import tensor_shapes
 from bigtrain.memory.predict import micro_batch, numbers, torch_threads
 from bigtrain.memory.state import moved_bytes
 from bigtrain.models.operations_cost import FLOAT, Numbers
-from bigtrain.models.shape import loss_chunk_tokens, parameter_shapes, stored_parameters
+from bigtrain.models.shape import loss_chunk_tokens, reads_its_end
 from bigtrain.planner import update
 from bigtrain.planner.choice import Choice
 from bigtrain.planner.hardware import Hardware
@@ -20,7 +23,7 @@ from bigtrain.planner.links import Transfer, exposed_seconds, links_of, transfer
 from bigtrain.planner.rates import rates_of
 from bigtrain.planner.roofline import Roofline
 from bigtrain.planner.work import ModelWork
-from bigtrain.sharding.cost import REDUCE_BYTES, RESHARDING_STAGES, collectives, padded_elements
+from bigtrain.sharding.cost import REDUCE_BYTES, RESHARDING_STAGES, collectives, padded_elements, tensor_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +77,14 @@ class Speed:
         fused = hardware.kind == "cuda" and recipe.train.compile is not False
         self._plain, self._run = Roofline(self.rates), Roofline(self.rates, fused)
         self._links = links_of(hardware, recipe)
-        self._shapes = parameter_shapes(model)
-        self._parameters = stored_parameters(model)
+        self._shapes = tensor_shapes(recipe, model)
+        self._parameters = sum(math.prod(shape) for shape in self._shapes.values())
+        self._tensor_ranks, self._data_ranks = recipe.sharding.tensor_parallel, data_ranks(recipe, world_size)
         self._groups = model.num_hidden_layers + 1
         self._passes: dict[tuple[int, bool, str], _Passes] = {}
         self._updates: dict[tuple[str, str, bool, bool, int], float] = {}
         self._sent: dict[tuple[object, ...], float] = {}
-        self._transfers: dict[tuple[int, int, int], list[Transfer]] = {}
+        self._transfers: dict[tuple[int, ...], list[Transfer]] = {}
         self._copied: dict[tuple[int, int, int, str], tuple[float, float]] = {}
 
     def seconds(self, choice: Choice) -> StepSeconds:
@@ -93,9 +97,10 @@ class Speed:
         again = sum(seconds * choice.recompute.count(policy) for policy, seconds in passes.recompute.items())
         forward, backward = times * passes.forward, times * passes.backward
         sent = 0.0
-        if self.world_size > 1:
+        if self._data_ranks > 1:
             copied = self._copies(choice)
             forward, backward = forward + copied[0], backward + copied[1]
+        if self.world_size > 1:
             sent = self._communication(choice, forward, backward + times * again)
         return StepSeconds(
             forward,
@@ -133,7 +138,7 @@ class Speed:
         limit = budget if isinstance(budget, int) else self.hardware.memory_bytes
         chunk = loss_chunk_tokens(model.padded_vocab_size, self.hardware.kind, limit)
         kept, batch = self._numbers(choice), micro_batch(self.recipe, choice.micro_batch_size)
-        blocks = ModelWork(model, run, kept, chunk, train.dropout, train.attention_dropout)
+        blocks = ModelWork(model, run, kept, chunk, train.dropout, train.attention_dropout, self._tensor_ranks)
         ends = ModelWork(model, self._plain, kept, chunk, train.dropout, train.attention_dropout)
         block, (first, last), layers = blocks.block(batch), ends.ends(batch), model.num_hidden_layers
         forward = block.forward * layers + first + ends.batch(batch)
@@ -152,7 +157,7 @@ class Speed:
         return _Passes(run.elapsed(forward), run.elapsed(backward), again, moved, run.elapsed(block.forward))
 
     def _shards(self, choice: Choice) -> int:
-        return self.world_size // choice.replicate if choice.zero_stage else 1
+        return self._data_ranks // choice.replicate if choice.zero_stage else 1
 
     def _update(self, choice: Choice) -> float:
         accumulated, shards = choice.accumulation_steps > 1, self._shards(choice)
@@ -174,20 +179,24 @@ class Speed:
 
     def transfers(self, choice: Choice) -> list[Transfer]:
         """Return what ranks send each other in a step; nothing on one rank."""
-        shards, times = self._shards(choice), choice.accumulation_steps
-        key = (choice.zero_stage, shards, times)
+        shards, times, repeated = self._shards(choice), choice.accumulation_steps, self._repeated_sums(choice)
+        key = (choice.zero_stage, shards, times, repeated, choice.micro_batch_size)
         if key not in self._transfers:
             padded = {name: padded_elements(shape, shards) for name, shape in self._shapes.items()}
             sent = collectives(
                 sum(padded.values()),
                 choice.zero_stage,
                 shards,
-                self.world_size // shards,
+                self._data_ranks // shards,
                 times,
                 2 if self.recipe.amp.precision != "fp32" else FLOAT,
                 REDUCE_BYTES[self.recipe.amp.reduce],
                 groups=self._groups,
                 outside=sum(size for name, size in padded.items() if not name.startswith("blocks.")),
+                apart=self._tensor_ranks,
+            )
+            sent += tensor_sums(
+                self._tensor_ranks, self._activation_bytes(choice), self.model.num_hidden_layers, repeated, times
             )
             self._transfers[key] = transfers(self._links, sent, self.world_size)
         return self._transfers[key]
@@ -213,6 +222,18 @@ class Speed:
             forward = out * (times if again else 1)
             self._copied[key] = self._plain.elapsed(forward), self._plain.elapsed(backward)
         return self._copied[key]
+
+    def _activation_bytes(self, choice: Choice) -> int:
+        """Return the bytes of what a block gets, and ranks that share products sum."""
+        tokens = choice.micro_batch_size * self.recipe.data.sequence_length
+        return tokens * self.model.hidden_size * (2 if self.recipe.amp.precision != "fp32" else FLOAT)
+
+    def _repeated_sums(self, choice: Choice) -> int:
+        """Return how many sums over ranks that share products recomputation repeats in a backward pass."""
+        if self._tensor_ranks == 1:
+            return 0
+        again = sum(policy != "none" for policy in choice.recompute)
+        return again * (2 if reads_its_end(self.model, self.recipe.train.dropout) else 1)
 
     def _communication(self, choice: Choice, forward_seconds: float, backward_seconds: float) -> float:
         return exposed_seconds(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bigtrain.config.model import ModelConfig
 from bigtrain.models.cost import MicroBatch
 from bigtrain.models.operations_cost import FLOAT, LONG, Numbers
-from bigtrain.models.shape import SEGMENTS
+from bigtrain.models.shape import SEGMENTS, reads_its_end
 from bigtrain.planner.roofline import NOTHING, Roofline, Work
 
 MODULE_CALLS = 0.7
@@ -49,7 +49,7 @@ class BlockWork:
 
 @dataclass(frozen=True)
 class ModelWork:
-    """A model of a shape on a device, at one choice of numbers."""
+    """A model of a shape on a device, at one choice of numbers; `tensor_ranks` share each product of a block."""
 
     config: ModelConfig
     run: Roofline
@@ -57,6 +57,7 @@ class ModelWork:
     loss_chunk_tokens: int
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    tensor_ranks: int = 1
 
     def block(self, batch: MicroBatch) -> BlockWork:
         """Return one block's work."""
@@ -72,28 +73,33 @@ class ModelWork:
 
     def _unneeded(self) -> int:
         """Return how many operations at a block's end nothing in its backward pass needs."""
-        return 0 if self.config.family == "bert" or self.dropout else 2
+        return 0 if reads_its_end(self.config, self.dropout) else 2
 
     def _block(self, batch: MicroBatch) -> Iterator[Operation]:
         config, n = self.config, batch.tokens
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.family != "llama"
-        heads = config.num_attention_heads + 2 * config.num_key_value_heads
+        ranks, width, bias = self.tensor_ranks, config.hidden_size, config.family != "llama"
+        inner = config.intermediate_size // ranks
         yield self._norm(n)
-        yield self._linear(n, width, heads * config.head_dim, bias=bias)
+        yield self._linear(n, width, self._heads * config.head_dim, bias=bias)
         if config.family == "llama":
             yield self._rotate(n)
         yield self._attend(batch)
-        yield self._linear(n, width, width, bias=bias)
+        yield self._linear(n, width // ranks, width, bias=bias)
         yield from self._residual(n)
         yield self._norm(n)
         if config.family == "llama":
             yield self._linear(n, width, 2 * inner, bias=False)
-            yield self._swiglu(n)
+            yield self._swiglu(n * inner)
         else:
             yield self._linear(n, width, inner, bias=True)
             yield self._gelu(n * inner)
         yield self._linear(n, inner, width, bias=bias)
         yield from self._residual(n)
+
+    @property
+    def _heads(self) -> int:
+        """Return how many heads a rank has, of queries, keys and values."""
+        return (self.config.num_attention_heads + 2 * self.config.num_key_value_heads) // self.tensor_ranks
 
     def _linear(self, n: int, i: int, o: int, *, bias: bool) -> Operation:
         """Multiply (N, i) by a weight (o, i); backward by its transpose, and transposed by the input."""
@@ -124,7 +130,8 @@ class ModelWork:
 
     def _attend(self, batch: MicroBatch) -> Operation:
         config, n = self.config, batch.tokens
-        width, dense = config.num_attention_heads * config.head_dim, self.attention_dropout > 0
+        width = config.num_attention_heads * config.head_dim // self.tensor_ranks
+        dense = self.attention_dropout > 0
         forward, backward = (
             self.run.attention(n, batch.longest, width, causal=config.causal, backward=back) for back in (False, True)
         )
@@ -183,18 +190,16 @@ class ModelWork:
         forward = self.run.pointwise(elements, a, a, kind)
         return Operation(forward, self.run.pointwise(elements, 2 * a, a, f"{kind} backward"))
 
-    def _swiglu(self, n: int) -> Operation:
+    def _swiglu(self, elements: int) -> Operation:
         """Gate: on the CPU the parts are operations of their own."""
-        run, elements, a = self.run, n * self.config.intermediate_size, self.numbers.activation
+        run, a = self.run, self.numbers.activation
         if run.rates.kind != "cpu":
             return Operation(run.pointwise(elements, 2 * a, a), run.pointwise(elements, 3 * a, 2 * a))
         forward = run.pointwise(elements, a, a, "silu") + run.pointwise(elements, 2 * a, a, in_place=True)
         return Operation(forward, forward * 2 + run.pointwise(elements, 2 * a, 2 * a))
 
     def _rotate(self, n: int) -> Operation:
-        config, a = self.config, self.numbers.activation
-        heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        elements = n * heads * config.head_dim
+        a, elements = self.numbers.activation, n * self._heads * self.config.head_dim
         moved = self.run.pointwise(elements, a, a)
         turned = self.run.pointwise(elements // 2, a + FLOAT, FLOAT) * 4
         return Operation(moved + turned, moved + turned)

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from bigtrain.training.__main__ import die_with_parent
+from bigtrain.spawner import die_with_parent
 
 
 def main() -> int:

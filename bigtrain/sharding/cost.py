@@ -15,7 +15,7 @@ from bigtrain.errors import InputError
 
 Shape = Sequence[int]
 Kind = Literal["all_gather", "reduce_scatter", "all_reduce"]
-Scope = Literal["shard", "replicate"]
+Scope = Literal["shard", "replicate", "tensor"]
 
 STAGES = (0, 1, 2, 3)
 """Nothing is sharded; optimizer states; gradients too; parameters too."""
@@ -120,7 +120,8 @@ class Collective:
     """Collectives of one kind in a step: what each rank sends in all of them together.
 
     `ranks` take part in each; `scope` says whether they share the parts of one model (neighbours, in a node where they
-    fit) or hold the same part of several (`replicate`). Each block has `times` of them in a step; `calls` counts all.
+    fit), hold the same part of several (`replicate`), or share products and wait for the sum (`tensor`); of those of
+    one model, each is `apart` from the next. Each block has `times` of them in a step; `calls` counts all.
     `forward_share` of the bytes are sent in forward passes, the rest in backward ones.
     """
 
@@ -131,6 +132,7 @@ class Collective:
     times: int
     calls: int
     forward_share: float = 0.0
+    apart: int = 1
 
 
 def collectives(
@@ -144,6 +146,7 @@ def collectives(
     *,
     groups: int = 1,
     outside: int = 0,
+    apart: int = 1,
 ) -> list[Collective]:
     """Return what each rank sends in a step; nothing where a collective would have one rank.
 
@@ -162,14 +165,34 @@ def collectives(
         kept = accumulation_steps if stage == 3 and outside else 0
         sent = gathers * gathered - kept * _ring(outside * number_bytes, shards)
         share = accumulation_steps * gathered / sent if stage == 3 else 1.0
-        found.append(Collective("all_gather", sent, shards, "shard", gathers, gathers * groups - kept, share))
-        found.append(
-            Collective("reduce_scatter", reductions * reduced, shards, "shard", reductions, reductions * groups)
-        )
+        found.append(Collective("all_gather", sent, shards, "shard", gathers, gathers * groups - kept, share, apart))
+        calls = reductions * groups
+        found.append(Collective("reduce_scatter", reductions * reduced, shards, "shard", reductions, calls, 0.0, apart))
     if replicate > 1:
         part = -(-parameters // shards) * reduce_bytes
         found.append(Collective("all_reduce", 2 * _ring(part, replicate), replicate, "replicate", 1, groups))
     return found
+
+
+def tensor_sums(
+    ranks: int, activation_bytes: int, blocks: int, repeated: int, accumulation_steps: int
+) -> list[Collective]:
+    """Return what ranks that share products send in a step: each sums activations of so many bytes with the others.
+
+    Every block does so twice in a forward pass and twice in a backward pass, where all blocks together repeat so many
+    more to have their activations again (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
+    """
+    if ranks == 1:
+        return []
+    forward, backward = 2 * blocks, 2 * blocks + repeated
+    calls = accumulation_steps * (forward + backward)
+    sent = calls * 2 * _ring(activation_bytes, ranks)
+    times = accumulation_steps * ROUNDS
+    return [Collective("all_reduce", sent, ranks, "tensor", times, calls, forward / (forward + backward))]
+
+
+ROUNDS = 4
+"""Sums of a block over the ranks that share its products, in a forward and a backward pass."""
 
 
 def _ring(whole_bytes: int, ranks: int) -> int:

@@ -172,16 +172,24 @@ class DeepSpeed:
         return master
 
     def _set(self, parameter: nn.Parameter, whole: Tensor, key: str | None = None) -> None:
+        """Make a whole tensor, the same on all ranks, what DeepSpeed has of a master, or of a state."""
         from deepspeed import utils, zero
 
-        if key is not None:
-            utils.safe_set_full_optimizer_state(parameter, whole, key)
-            return
         if parameter.requires_grad:
-            utils.safe_set_full_fp32_param(parameter, whole)
-        if self._gathered or not parameter.requires_grad:
+            place = "fp32_param" if key is None else "optimizer_state"
+            where = "local" if self._gathered else "full"
+            # That of "full" fails at stage 3 where the ranks do not divide a parameter's elements.
+            value = self._slice(parameter, whole) if self._gathered else whole
+            getattr(utils, f"safe_set_{where}_{place}")(parameter, value, *([] if key is None else [key]))
+        if key is None and (self._gathered or not parameter.requires_grad):
             with zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
                 parameter.copy_(whole)
+
+    def _slice(self, parameter: Any, whole: Tensor) -> Tensor:
+        """Return this rank's elements of a parameter as stage 3 cuts it: flat, the last filled up with zeros."""
+        size = parameter.ds_tensor.numel()
+        own = whole.flatten()[self.shard_rank * size : (self.shard_rank + 1) * size]
+        return nn.functional.pad(own, (0, size - own.numel()))
 
     def _join(self, name: str, rows: Tensor) -> Tensor:
         return join_rows(rows, self.parts[name], self._engine.device)

@@ -98,7 +98,7 @@ def deepspeed_config(
         # Our AdamW, in host memory too: it is torch's fused kernel there, and DeepSpeed's would have to be compiled.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": _zero(recipe, min(LARGEST_BUCKET, parameters), pinned),
+        "zero_optimization": _zero(recipe, min(LARGEST_BUCKET, parameters + parameters % 2), pinned),
         "log_level": "error",
     }
 

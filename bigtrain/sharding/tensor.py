@@ -175,14 +175,16 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return sum_over_ranks(grad, None, ctx.group), None
+        summed: Tensor = sum_over_ranks(grad, None, ctx.group)
+        return summed, None
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, partial: Tensor, bias: Tensor | None, group: str) -> Tensor:
         ctx.bias_dtype = None if bias is None else _gradient_dtype(bias)
-        return sum_over_ranks(partial, bias, group)
+        total: Tensor = sum_over_ranks(partial, bias, group)
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:

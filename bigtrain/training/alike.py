@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from itertools import zip_longest
 
 from bigtrain.data.corpus import Corpus
@@ -16,14 +17,18 @@ from bigtrain.world import World
 def check_alike(world: World, plan: Plan, corpus: Corpus) -> None:
     """Raise InputError, with what differs, where ranks have other versions, another recipe or other data."""
     facts = {**versions(), "recipe": plan.to_yaml(), "data": corpus.folder.name}
-    told = [json.loads(text) for text in world.gather(json.dumps([platform.node(), facts]))]
-    (first, expected), *others = told
-    for rank, (node, found) in enumerate(others, 1):
+    refuse_differences("rank", world.gather(json.dumps([platform.node(), facts])))
+
+
+def refuse_differences(kind: str, told: Sequence[str]) -> None:
+    """Raise InputError with the first thing that differs in what ranks or nodes told: [host, {fact: text}] in JSON."""
+    (first, expected), *others = map(json.loads, told)
+    for number, (node, found) in enumerate(others, 1):
         if differing := [key for key in expected if expected[key] != found[key]]:
             key = differing[0]
             here, there = _difference(expected[key], found[key])
-            text = f"{key} is {there} on {node} (rank {rank}) and {here} on {first} (rank 0)"
-            raise InputError(f"the ranks differ: {text}; start all of them with the same")
+            text = f"{key} is {there} on {node} ({kind} {number}) and {here} on {first} ({kind} 0)"
+            raise InputError(f"the {kind}s differ: {text}; start all of them with the same")
 
 
 def _difference(expected: str, found: str) -> tuple[str, str]:

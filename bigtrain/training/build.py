@@ -22,6 +22,7 @@ from bigtrain.world import ALONE, World
 def build_loader(plan: Plan, corpus: Corpus, world: World = ALONE) -> Loader:
     """Return a rank's training rows of a corpus, as a plan's recipe says."""
     recipe = plan.recipe
+    rank, ranks = world.reading(recipe.sharding.tensor_parallel)
     return Loader(
         corpus,
         split="train",
@@ -31,8 +32,8 @@ def build_loader(plan: Plan, corpus: Corpus, world: World = ALONE) -> Loader:
         masking_probability=recipe.train.masking_probability,
         global_batch_size=recipe.train.global_batch_size,
         seed=recipe.seed,
-        rank=world.rank,
-        world_size=world.size,
+        rank=rank,
+        world_size=ranks,
     )
 
 

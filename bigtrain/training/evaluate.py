@@ -52,6 +52,7 @@ class Evaluation:
 def evaluate_plan(model: nn.Module, plan: Plan, corpus: Corpus, device: torch.device) -> Evaluation:
     """Evaluate a bigtrain model on a corpus's validation split, as a plan's recipe says; each rank takes its share."""
     recipe, world = plan.recipe, current_world()
+    rank, ranks = world.reading(recipe.sharding.tensor_parallel)
     rows = evaluation_batches(
         corpus,
         objective=recipe.train.objective,
@@ -60,18 +61,24 @@ def evaluate_plan(model: nn.Module, plan: Plan, corpus: Corpus, device: torch.de
         masking_probability=recipe.train.masking_probability,
         micro_batch_size=plan.micro_batch_size,
         rows_limit=recipe.train.eval_rows,
-        rank=world.rank,
-        world_size=world.size,
+        rank=rank,
+        world_size=ranks,
     )
-    return evaluate(model, rows, unigram_surprisal(corpus), device, world)
+    return evaluate(model, rows, unigram_surprisal(corpus), device, world, copies=world.size // ranks)
 
 
 def evaluate(
-    model: Any, rows: Iterable[Batch], surprisal: NDArray[np.float64], device: torch.device, world: World = ALONE
+    model: Any,
+    rows: Iterable[Batch],
+    surprisal: NDArray[np.float64],
+    device: torch.device,
+    world: World = ALONE,
+    *,
+    copies: int = 1,
 ) -> Evaluation:
     """Evaluate on packed rows; `surprisal` (vocabulary,) is what each label costs under token frequencies, in nats.
 
-    The result is that of all ranks' rows, of which each has equally many batches.
+    The result is that of all ranks' rows, of which each has equally many batches; `copies` ranks have the same ones.
     """
     training = model.training
     model.eval()
@@ -84,8 +91,8 @@ def evaluate(
             loss_sum, right, count = model.evaluate(**batches.move(flat, device))
         loss, correct, labels = loss + float(loss_sum), correct + int(right), labels + int(count)
     model.train(training)
-    loss, unigram, *counts = world.sum([loss, unigram, correct, labels])
-    correct, labels = (int(count) for count in counts)
+    loss, unigram, *counts = world.sum([loss / copies, unigram / copies, correct, labels])
+    correct, labels = (int(count) // copies for count in counts)
     if not labels:
         raise DataError("the validation split has no label that counts; raise data.validation_fraction")
     return Evaluation(loss / labels, correct / labels, unigram / labels, labels)

@@ -17,7 +17,7 @@ from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint, only_use
 from bigtrain.data.cache import cache_folder
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.ensure import ensure_prepared
-from bigtrain.errors import BigtrainError, CheckpointError, Fault, Interrupted, NonFiniteGradient
+from bigtrain.errors import BigtrainError, CheckpointError, Fault, Interrupted, NodesChanged, NonFiniteGradient
 from bigtrain.planner.plan import Plan
 from bigtrain.step_result import StepResult
 from bigtrain.training.alike import check_alike
@@ -30,7 +30,7 @@ from bigtrain.training.peak import peak_flops
 from bigtrain.training.progress import RunProgress
 from bigtrain.training.report import REPORT_FILE, write_report
 from bigtrain.training.run_files import write_run_files
-from bigtrain.training.runtime import Runtime, runtime, seed_step
+from bigtrain.training.runtime import NODES_SIGNAL, Runtime, runtime, seed_step
 from bigtrain.world import joined
 
 
@@ -123,6 +123,9 @@ class Run:
         self._skips = Skips(late=here.device.type == "cuda")
         self._saved_at = time.monotonic()
         self._world = state.engine.world
+        self._sharing = plan.recipe.sharding.tensor_parallel
+        self._reader = self._world.reading(self._sharing)[0]
+        """Those that share products draw the same random numbers, for the rows that they have in common."""
         self._new_tokens = 0
         """Tokens of this rank that `state.tokens`, of all ranks, does not count yet."""
 
@@ -157,11 +160,13 @@ class Run:
                 break
             if stop is not None:
                 self._save()
+                if stop == NODES_SIGNAL:
+                    raise NodesChanged(f"saved step {state.step}, to go on with other nodes")
                 raise Interrupted(f"{stop.name}: saved step {state.step}; launch again to go on")
 
     def _take_step(self, batch: Batch) -> StepResult:
         engine = self._state.engine
-        seed_step(self.plan.recipe.seed, self._state.step, self._world.rank)
+        seed_step(self.plan.recipe.seed, self._state.step, self._reader)
         for micro in engine.micro_batches(batch):
             engine.backward(engine.model(**micro))
         self._new_tokens += int(batch["document_lengths"].sum())
@@ -206,7 +211,7 @@ class Run:
 
     def _count_tokens(self) -> None:
         """Add what all ranks have seen since the last time."""
-        self._state.tokens += int(self._world.sum([self._new_tokens])[0])
+        self._state.tokens += int(self._world.sum([self._new_tokens])[0]) // self._sharing
         self._new_tokens = 0
 
     def _is_save_late(self) -> bool:

@@ -19,7 +19,10 @@ import torch
 from bigtrain.errors import Fault, RecipeError
 from bigtrain.planner.plan import Plan
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+NODES_SIGNAL = signal.SIGUSR2
+"""What an agent sends where nodes come: save, stop and start again with them."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, NODES_SIGNAL)
 """What asks a run to save and stop; SIGUSR1 is what Slurm sends before the time limit."""
 
 ECHO_SECONDS = 2.0

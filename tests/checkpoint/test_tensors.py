@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bigtrain.checkpoint import tensors
+from bigtrain.checkpoint.boxes import Run
 from bigtrain.errors import CheckpointError
+from bigtrain.sharding.part import Part
 
 CONTENT = {
     "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -95,3 +97,43 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes((2**60).to_bytes(8, "little") + b"{}")
     with pytest.raises(CheckpointError, match="a header of"):
         tensors.read_header(tmp_path / "x")
+
+
+def test_a_file_says_of_what_its_tensors_are_parts(tmp_path: Path) -> None:
+    part = Part((9, 4), (3, 0), (3, 4))
+    tensors.write_tensors(tmp_path / "x", CONTENT, {"a.weight": part})
+    entries = tensors.read_header(tmp_path / "x")
+    assert {name: entry.part for name, entry in entries.items() if entry.part} == {"a.weight": part}
+    assert same(load_file(tmp_path / "x"), CONTENT)
+    assert same(dict(tensors.read_tensors(tmp_path / "x")), CONTENT)
+
+
+@pytest.mark.parametrize("metadata", ["text", 3, [], {"t": "[[2],[1],[2]]"}, {"t": 7}, {"t": "[[2],[0]]"}, {"t": "{"}])
+def test_metadata_that_is_none_is_refused(tmp_path: Path, metadata: object) -> None:
+    header = json.dumps(
+        {"__metadata__": metadata, "t": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    ).encode()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match="damaged"):
+        tensors.read_header(tmp_path / "x")
+
+
+def test_metadata_of_others_is_passed_over(tmp_path: Path) -> None:
+    save_file({"t": torch.ones(2)}, tmp_path / "x", metadata={"format": "pt", "made by": "someone"})
+    assert tensors.read_header(tmp_path / "x")["t"].part is None
+
+
+def test_runs_are_read_to_their_places_and_nothing_else_is_changed(tmp_path: Path) -> None:
+    tensors.write_tensors(tmp_path / "x", CONTENT)
+    entry = tensors.read_header(tmp_path / "x")["a.weight"]
+    into = torch.full((2, 3), -1.0)
+    tensors.read_runs(tmp_path / "x", entry, [Run(4, 0, 2), Run(11, 5, 1), Run(0, 3, 0)], into)
+    assert into.tolist() == [[4, 5, -1], [-1, -1, 11]]
+
+
+def test_a_file_that_ends_too_soon_is_told(tmp_path: Path) -> None:
+    tensors.write_tensors(tmp_path / "x", {"t": torch.ones(8)})
+    entry = tensors.read_header(tmp_path / "x")["t"]
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match="ends before its tensors do"):
+        tensors.read_runs(tmp_path / "x", entry, [Run(0, 0, 8)], torch.empty(8))

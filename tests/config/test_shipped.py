@@ -18,6 +18,7 @@ NAMES = [
     "bert_large_phase2",
     "gpt2_124m",
     "gpt2_xl",
+    "gpt_70b",
     "gpt_7b",
     "quickstart_bert",
     "quickstart_gpt",

@@ -38,6 +38,9 @@ def read(kind: Any, value: object) -> object:
         ("Positive", 1, 1.0),
         ("NonNegative", 0, 0.0),
         ("Fraction", 0.0, 0.0),
+        ("Word", "registry.example/a:1", "registry.example/a:1"),
+        ("Betas", [0.9, 0.95], [0.9, 0.95]),
+        ("RunName", "bert_large.2-a", "bert_large.2-a"),
         ("OpenFraction", 0.5, 0.5),
         ("Text", "a", "a"),
     ],
@@ -66,6 +69,9 @@ def test_accepted(kind, value, result):
         ("Fraction", [-0.1, 1, 1.0, True, "0.5", float("nan")]),
         ("OpenFraction", [0, 1, 0.0, -0.1, 1.1, True, float("nan")]),
         ("Text", ["", 5, None, True]),
+        ("Word", ["", "a b", "a\n", "a\u00a0b", "#a", 5, None]),
+        ("Betas", [[0.9], [0.9, 1.0], [0.9, 0.9, 0.9], 0.9, None]),
+        ("RunName", ["", "-a", ".a", "a b", "a/b", "a\n", 5, None]),
     ],
 )
 def test_refused(kind, values):

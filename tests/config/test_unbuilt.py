@@ -34,7 +34,6 @@ def test_rows_name_keys_and_values_that_exist_and_admit_the_default(key):
         "train.on_spike=rollback",
         "amp.reduce=bf16",
         "sharding.engine=deepspeed",
-        "sharding.tensor_parallel=2",
         "checkpoint.asynchronous=true",
         "logging.sample_every=5",
         "logging.trackers=[tensorboard, wandb]",

@@ -29,7 +29,9 @@ def test_what_the_recipe_names() -> None:
 
 
 def test_of_a_range_the_fewest() -> None:
-    recipe, ranks = placed(recipe_of("cluster.nodes=2:4", "cluster.devices_per_node=8"), None)
+    recipe, ranks = placed(
+        recipe_of("train.global_batch_size=4608", "cluster.nodes=2:4", "cluster.devices_per_node=8"), None
+    )
     assert ranks == 16 and layout(recipe) == ("2:4", 8)
 
 
@@ -54,3 +56,14 @@ def test_a_batch_that_does_not_divide() -> None:
         placed(recipe_of(), 3)
     with pytest.raises(RecipeError, match="not divisible by micro_batch_size 4 x 2048 ranks"):
         placed(recipe_of("train.micro_batch_size=4"), 2048)
+
+
+def test_too_few_rows_say_what_to_write() -> None:
+    with pytest.raises(RecipeError, match="; write train.global_batch_size=8192, or use at most 4096 ranks") as caught:
+        placed(recipe_of(), 8192)
+    assert len(caught.value.faults) == 1 and "nearest that are: 8192" in str(caught.value)
+    with pytest.raises(RecipeError, match="; write train.global_batch_size=16384, or use at most 1024 ranks"):
+        placed(recipe_of("train.micro_batch_size=4"), 4096)
+    with pytest.raises(RecipeError) as other:
+        placed(recipe_of(), 3)
+    assert "write" not in str(other.value)

@@ -247,3 +247,14 @@ def test_bf16_where_it_is_slow_is_a_warning() -> None:
     assert "amp.precision=fp32" in plan(recipe(amp={"precision": "bf16"}), slow).warnings[0]
     assert plan(recipe(), slow).warnings == ()
     assert plan(recipe(amp={"precision": "bf16"}), GPU).warnings == ()
+
+
+def test_what_ranks_send_is_an_object_of_its_own() -> None:
+    shown = plan(recipe(), GPU, world_size=8).as_object()
+    sent, speed = shown["communication"], shown["speed"]
+    assert isinstance(sent, dict) and isinstance(speed, dict)
+    assert sent["seconds"] == pytest.approx(sum(one["seconds"] for one in sent["collectives"]))
+    assert 0 < sent["exposed_seconds"] <= sent["seconds"]
+    assert speed["tokens_per_second_per_rank"] == speed["tokens_per_second"] / 8
+    alone = plan(recipe(), GPU).as_object()["communication"]
+    assert alone == {"seconds": 0, "exposed_seconds": 0.0, "collectives": []}

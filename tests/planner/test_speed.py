@@ -204,3 +204,39 @@ def test_a_budget_that_is_not_known_yet_is_the_devices() -> None:
 def test_no_torch() -> None:
     code = "import sys, bigtrain.planner.speed; raise SystemExit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_sent_is_padded_and_names_its_link() -> None:
+    one = speed("h100", 512)
+    gather, scatter = one.transfers(choice(1, world_size=512, zero_stage=3))
+    assert (gather.link, gather.collective.ranks) == ("network", 512)
+    assert gather.collective.calls == 2 * BLOCKS + 1  # what is outside of the blocks stays from forward to backward
+    assert scatter.collective.calls == BLOCKS + 1
+    exact = 4 * 124e6 * 511 / 512
+    assert exact < scatter.collective.sent_bytes < 1.25 * exact  # 768 rows are two for each of 384 ranks
+    near, far = one.transfers(choice(1, world_size=512, zero_stage=1, replicate=64))[1:]
+    assert (near.link, far.link) == ("NVLink", "network")
+
+
+def test_one_rank_sends_no_transfers() -> None:
+    assert speed().transfers(choice(zero_stage=3)) == []
+
+
+def test_ranks_copy_what_they_send() -> None:
+    """Stage 3 copies parameters out for both passes; stage 1 adds up whole gradients, others this rank's part."""
+    alone, several = speed("h100"), speed("h100", 8)
+    one = alone.seconds(choice(8))
+    stages = [several.seconds(choice(8, world_size=8, zero_stage=stage)) for stage in (1, 2, 3)]
+    assert all(8 * each.forward_seconds > one.forward_seconds for each in stages)
+    assert stages[2].forward_seconds > stages[0].forward_seconds == stages[1].forward_seconds
+    assert stages[2].backward_seconds > stages[1].backward_seconds
+
+
+def test_sending_that_takes_longer_than_the_work_is_waited_for() -> None:
+    one = speed("h100", 512)
+    wide = choice(1, world_size=512, zero_stage=3)
+    seconds = one.seconds(wide)
+    sent = sum(each.seconds for each in one.transfers(wide))
+    computed = seconds.forward_seconds + seconds.backward_seconds
+    assert sent > computed
+    assert seconds.communication_seconds == pytest.approx(sent - computed, rel=0.2)

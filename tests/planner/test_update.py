@@ -11,7 +11,16 @@ from bigtrain.optim.muon import ITERATIONS
 from bigtrain.planner.hardware import of_name
 from bigtrain.planner.rates import constants, rates_of
 from bigtrain.planner.roofline import Roofline
-from bigtrain.planner.update import NEWTON_SCHULZ_STEPS, PIECE_CALLS, PIECE_PASSES, TENSOR_CALLS, add, clip, update
+from bigtrain.planner.update import (
+    NEWTON_SCHULZ_STEPS,
+    PIECE_CALLS,
+    PIECE_PASSES,
+    TENSOR_CALLS,
+    add,
+    clip,
+    copy,
+    update,
+)
 
 CPU = Roofline(rates_of(of_name("cpu-laptop"), "fp32", 4))
 GPU = Roofline(rates_of(of_name("a100-80gb"), "bf16", 1))
@@ -104,3 +113,10 @@ def test_many_tensors_are_one_call_on_a_gpu() -> None:
 def test_adding_gradients_reads_both() -> None:
     assert add(GPU, 10**8, 1, 4).seconds > add(GPU, 10**8, 1, 2).seconds
     assert add(CPU, 10**6, 50, 4).calls > TENSOR_CALLS * 50
+
+
+@pytest.mark.parametrize("run", [CPU, GPU], ids=["cpu", "cuda"])
+def test_copies_are_memory_traffic(run: Roofline) -> None:
+    narrow, wide = (copy(run, 10**9, 3, 2, size) for size in (2, 4))
+    assert wide.seconds == pytest.approx(1.5 * narrow.seconds, rel=0.01)
+    assert narrow.calls >= 3 * TENSOR_CALLS

@@ -1,4 +1,4 @@
-"""A rank that trains with offload over gloo and writes down what it held: `ranks_offload.py RANK WORLD_SIZE STORE CASES`.
+"""A rank that trains with offload over gloo and writes down what it held: arguments RANK WORLD_SIZE STORE CASES.
 
 CASES is a file with a list of recipes without `auto`; what each rank found is printed as JSON, one line for each.
 """

@@ -1,0 +1,109 @@
+"""How a model is spread over ranks: the products of its blocks over neighbours, rows over the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from bigtrain.memory.layout import layout_of
+from bigtrain.models.shape import shared_products
+from bigtrain.planner.plan import Plan
+from bigtrain.sharding.apply import Sharded, shard
+from bigtrain.sharding.part import Part
+from bigtrain.sharding.tensor import TensorShared, share
+from bigtrain.world import World
+
+DATA_DIMS = ("replicate", "shard")
+TENSOR_DIM = "tensor"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What this rank has of a model, and which others have the same, or the rest.
+
+    Neighbours are those that share products, then those that share rows; `replicate` such groups have a model each.
+    """
+
+    model: nn.Module
+    world: World
+    shared: TensorShared | None = None
+    sharded: Sharded | None = None
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return what the optimizer holds, by name: this rank's part of each parameter, a plain tensor."""
+        return dict(self.model.named_parameters()) if self.sharded is None else self.sharded.parameters
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Return which part of each parameter that is."""
+        found = {name: Part.of_whole(tuple(parameter.shape)) for name, parameter in self.parameters.items()}
+        if self.sharded is not None:
+            found = self.sharded.parts
+        return found if self.shared is None else {name: self.shared.part(name, rows) for name, rows in found.items()}
+
+    @property
+    def shards(self) -> int:
+        """Return how many ranks have the model between them."""
+        return self._tensor_ranks * (1 if self.sharded is None else self.sharded.shards)
+
+    @property
+    def shard_rank(self) -> int:
+        """Return which of them this rank is."""
+        rows = 0 if self.sharded is None else self.sharded.shard_rank
+        return rows * self._tensor_ranks + (0 if self.shared is None else self.shared.rank)
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Return the parameters whose part no rank before this one has, of those that have the model between them."""
+        first = self.shared is None or self.shared.rank == 0
+        return frozenset(name for name in self.parameters if first or self.copies(name) == 1)
+
+    def copies(self, name: str) -> int:
+        """Return how many of the ranks that share products have the same numbers of a parameter."""
+        return 1 if self.shared is None else self.shared.copies(name)
+
+    @property
+    def replicate(self) -> int:
+        """Return how many groups of ranks have a whole model each."""
+        return 1 if self.sharded is None else self.sharded.replicate
+
+    @property
+    def _tensor_ranks(self) -> int:
+        return 1 if self.shared is None else self.shared.ranks
+
+
+def mesh_of(plan: Plan) -> DeviceMesh | None:
+    """Return a plan's ranks in dims `replicate`, `shard` and `tensor`, those that it has; all ranks call it."""
+    ranks, layout = plan.recipe.sharding.tensor_parallel, layout_of(plan.recipe, plan.world_size)
+    if plan.world_size == 1:
+        return None
+    dims, names = ((), ()) if layout.alone else (layout.mesh, DATA_DIMS[-len(layout.mesh) :])
+    if ranks > 1:
+        dims, names = (*dims, ranks), (*names, TENSOR_DIM)
+    return init_device_mesh(plan.hardware.kind, dims, mesh_dim_names=names)
+
+
+def share_products(
+    model: nn.Module, plan: Plan, blocks: Sequence[nn.Module], mesh: DeviceMesh | None
+) -> TensorShared | None:
+    """Cut the products of a plan's blocks among neighbours, if it has them share any; `connect` is to follow."""
+    if mesh is None or TENSOR_DIM not in (mesh.mesh_dim_names or ()):
+        return None
+    return share(model, blocks, shared_products(plan.model), mesh.get_group(TENSOR_DIM))
+
+
+def shard_rows(model: nn.Module, plan: Plan, blocks: Sequence[nn.Module], mesh: DeviceMesh | None) -> Sharded | None:
+    """Cut what a rank has by rows as a plan says, if several ranks read rows of their own."""
+    recipe, layout = plan.recipe, layout_of(plan.recipe, plan.world_size)
+    if mesh is None or layout.alone:
+        return None
+    names = tuple(name for name in mesh.mesh_dim_names or () if name in DATA_DIMS)
+    data = mesh if names == mesh.mesh_dim_names else mesh[names]
+    dtype = {"fp16": torch.float16}.get(recipe.amp.precision, torch.bfloat16) if layout.converting else None
+    reduce_dtype = torch.bfloat16 if recipe.amp.reduce == "bf16" else torch.float32
+    return shard(model, blocks, data, zero_stage=layout.zero_stage, dtype=dtype, reduce_dtype=reduce_dtype)

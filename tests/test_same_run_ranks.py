@@ -1,0 +1,138 @@
+"""The same run on any number of ranks, at every stage: the losses and the norms of gradients are one process's.
+
+Rows have from no label to many, so that a rank or a micro-batch weighed wrongly would show; the first rank has
+micro-batches without any label.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rank_run import LENGTH, ROWS, VOCABULARY, follow, on_ranks
+
+from bigtrain.config.schema import Recipe
+
+STEPS = 30
+TOLERANCE = 1e-5
+"""Relative; what the order of sums changes in fp32 is far below."""
+
+FAMILIES = ("bert", "gpt")
+LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
+    2: {f"stage {stage}": {"zero_stage": stage} for stage in range(4)},
+    4: {
+        **{f"stage {stage}": {"zero_stage": stage} for stage in range(4)},
+        **{f"hybrid {stage}": {"zero_stage": stage, "replicate": 2} for stage in (1, 2, 3)},
+    },
+}
+CASES = [(world, family, name) for world, layouts in LAYOUTS.items() for family in FAMILIES for name in layouts]
+
+MECHANISMS: dict[str, dict[str, dict[str, Any]]] = {
+    "full recompute": {"recompute": {"policy": "full"}},
+    "mixed recompute": {"recompute": {"policy": ["full", "none", "selective"]}},
+    "lamb": {"optimizer": {"name": "lamb"}},
+    "adafactor": {"optimizer": {"name": "adafactor"}},
+    "muon": {"optimizer": {"name": "muon", "learning_rate": 1e-3}},
+    "released": {"optimizer": {"gradient_release": True}, "train": {"max_grad_norm": None, "micro_batch_size": None}},
+    "unclipped": {"train": {"max_grad_norm": None}},
+}
+"""What goes on around a step, at stage 3 on two ranks."""
+
+
+def recipe_of(
+    family: str,
+    world: int = 1,
+    sharding: dict[str, Any] | None = None,
+    changed: dict[str, dict[str, Any]] | None = None,
+) -> Recipe:
+    """Return a small recipe in fp32, without dropout: which masks are drawn depends on the rank."""
+    sections: dict[str, dict[str, Any]] = {
+        "model": {
+            "family": family,
+            "hidden_size": 36,  # 90 rows and 36 divide by 4 ranks with a rest, or leave parts of another size
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 70,
+        },
+        "data": {"vocab_size": VOCABULARY, "sequence_length": LENGTH},
+        "train": {
+            "objective": "mlm" if family == "bert" else "clm",
+            "steps": STEPS,
+            "global_batch_size": ROWS,
+            "micro_batch_size": 2,
+            "dropout": 0.0,
+            "compile": False,
+            "device": "cpu",
+        },
+        "optimizer": {"name": "adamw", "learning_rate": 3e-3, "warmup_steps": 3, "weight_decay": 0.1},
+        "amp": {"precision": "fp32"},
+        "recompute": {"policy": "none"},
+        "memory": {"budget": "1GiB"},
+        "sharding": sharding or {},
+        "cluster": {"devices_per_node": world},
+    }
+    for section, keys in (changed or {}).items():
+        sections[section] |= keys
+    if sections["train"]["micro_batch_size"] is None:
+        sections["train"]["micro_batch_size"] = ROWS // world
+    return Recipe.model_validate({"name": "ranks", **sections})
+
+
+@cache
+def alone(family: str, mechanism: str = "") -> dict[str, Any]:
+    """Return what one process finds."""
+    return follow(recipe_of(family, changed=MECHANISMS.get(mechanism)), STEPS)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str, str], dict[str, Any]]:
+    """Return what the ranks find in each case, with one group of processes for each world size."""
+    results: dict[tuple[int, str, str], dict[str, Any]] = {}
+    for world, layouts in LAYOUTS.items():
+        cases = [(family, name) for family in FAMILIES for name in layouts]
+        recipes = [recipe_of(family, world, layouts[name]) for family, name in cases]
+        told = on_ranks(recipes, world, tmp_path_factory.mktemp("ranks"), steps=STEPS)
+        results |= {(world, *case): one for case, one in zip(cases, told, strict=True)}
+    return results
+
+
+@pytest.fixture(scope="module")
+def mechanisms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Return what two ranks find at stage 3 with each mechanism."""
+    recipes = [recipe_of("gpt", 2, {"zero_stage": 3}, changed) for changed in MECHANISMS.values()]
+    told = on_ranks(recipes, 2, tmp_path_factory.mktemp("ranks"), steps=STEPS)
+    return dict(zip(MECHANISMS, told, strict=True))
+
+
+def worst(values: list[float], expected: list[float]) -> float:
+    """Return the largest relative difference."""
+    return max(abs(value - one) / one for value, one in zip(values, expected, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "family", "name"), CASES)
+def test_losses_and_norms_are_those_of_one_process(found: Any, world: int, family: str, name: str) -> None:
+    here, reference = found[world, family, name], alone(family)
+    assert worst(here["losses"], reference["losses"]) <= TOLERANCE
+    assert worst(here["norms"], reference["norms"]) <= TOLERANCE
+    assert not here["skipped"] and reference["losses"][-1] < 0.8 * reference["losses"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", LAYOUTS)
+def test_ranks_hold_parts_from_stage_1_on(found: Any, world: int) -> None:
+    name = next(iter(found[world, "gpt", "stage 1"]["held"]))
+    whole = alone("gpt")["held"][name][0]
+    assert found[world, "gpt", "stage 0"]["held"][name][0] == whole
+    for stage in (1, 2, 3):
+        assert found[world, "gpt", f"stage {stage}"]["held"][name][0] == -(-whole // world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_mechanisms_are_those_of_one_process(mechanisms: Any, mechanism: str) -> None:
+    here, reference = mechanisms[mechanism], alone("gpt", mechanism)
+    assert worst(here["losses"], reference["losses"]) <= TOLERANCE
+    assert worst(here["norms"], reference["norms"]) <= TOLERANCE

@@ -123,6 +123,13 @@ def test_a_sweep_as_json_and_as_a_picture(tmp_path: Path) -> None:
         (("--device", "t4", "--memory-budget", "24"), "memory.budget: 24 has no unit"),
         (("--device", "t4", "--memory-budget", "24GiB"), "memory.budget: 24.00 GiB is more than the "),
         (("--device", "t4", "--world-size", "3"), "train.global_batch_size: 8 is not divisible by 3 ranks"),
+        (("--device", "t4", "--world-size", "16"), "; write train.global_batch_size=16, or use at most 8 ranks"),
+        (("--device", "t4", "--world-size", "0"), "--world-size: '0' is no number of ranks"),
+        (("--device", "t4", "--world-size", "8..4"), "--world-size: '8..4' is no number of ranks"),
+        (("--device", "t4", "--world-size", "16..64"), "train.global_batch_size: 8 is not divisible by 16 ranks"),
+        (("--world-size", "1..8", "--sweep"), "--sweep: is of one world size"),
+        (("--world-size", "1..8", "--output", "plan.yaml"), "--output: a range of --world-size is of many plans"),
+        (("--png", "plan.png"), "--png: draws what --sweep or a range of --world-size finds"),
         (("--device", "t4", "sharding.offload=nvme"), "sharding.offload: nvme: is done by DeepSpeed"),
     ],
 )
@@ -131,6 +138,18 @@ def test_wrong_flags_of_a_plan(flags: tuple[str, ...], line: str) -> None:
     assert refused.returncode == 2 and refused.stdout == ""
     (said,) = refused.stderr.splitlines()
     assert said.startswith("error: ") and line in said
+
+
+def test_a_range_of_ranks_is_a_table(tmp_path: Path) -> None:
+    picture = tmp_path / "scaling.png"
+    shown = run("plan", "quickstart_gpt", "--device", "t4", "--world-size", "2..16", "--png", picture)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["ranks", "2", "4", "8", "16", "predicted;"]
+    assert "8 rows for 16 ranks are less than one for each" in shown.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    listed = json.loads(run("plan", "quickstart_gpt", "--device", "t4", "--world-size", "2..16", "--json").stdout)
+    assert [one["world_size"] for one in listed] == [2, 4, 8, 16]
+    assert listed[0]["efficiency"] == 1 and listed[-1]["choice"] is None
 
 
 def test_a_profile_says_what_the_plan_says(tmp_path: Path) -> None:

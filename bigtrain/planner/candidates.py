@@ -15,7 +15,7 @@ from bigtrain.config.schema import Recipe
 from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.config.unbuilt import RUNNABLE
 from bigtrain.memory.compose import Runs, runs_of
-from bigtrain.optim.cost import MASTER_WEIGHTS, supported_states
+from bigtrain.optim.cost import MASTER_WEIGHTS, releasable, supported_states
 from bigtrain.planner.choice import Choice
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.mechanisms import release_obstacles
@@ -35,6 +35,8 @@ def settings(recipe: Recipe, hardware: Hardware, world_size: int) -> list[Choice
     for micro_batch_size in [micro] if micro != "auto" else divisors(_rows_at_any(recipe, rows)):
         steps = rows // micro_batch_size
         for (stage, replicate), release in product(_layouts(recipe, hardware, ranks), _releases(recipe, steps)):
+            if release and not releasable(recipe.optimizer.name, sharded=stage > 0 and replicate < ranks):
+                continue
             for offload, state, kept in product(_offloads(recipe, hardware), _states(recipe), _master_weights(recipe)):
                 found.append(Choice(micro_batch_size, steps, (), stage, replicate, offload, state, release, kept))
     return found

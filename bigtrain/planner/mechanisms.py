@@ -11,7 +11,7 @@ from bigtrain.config.schema import AmpSection, ClusterSection, Recipe, Recompute
 from bigtrain.config.shape_checks import fault, nearest_divisors
 from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.errors import Fault
-from bigtrain.optim.cost import supported_states
+from bigtrain.optim.cost import releasable, supported_states
 from bigtrain.planner.hardware import Hardware
 
 
@@ -19,7 +19,7 @@ def mechanism_faults(recipe: Recipe, hardware: Hardware, accumulation_steps: int
     """Return a fault for each mechanism that the device or the ranks do not have, or that would not be exact."""
     checks = (_precision, _master_weights, _state, _offload, _compiled)
     found = [found for check in checks for found in check(recipe, hardware)]
-    return [*found, *_groups(recipe, data_ranks(recipe, world_size)), *_release(recipe, accumulation_steps)]
+    return [*found, *_groups(recipe, data_ranks(recipe, world_size)), *_release(recipe, accumulation_steps, world_size)]
 
 
 def without_mechanisms(recipe: Recipe) -> Recipe:
@@ -29,7 +29,9 @@ def without_mechanisms(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={**plain, "sharding": ShardingSection(), "cluster": ClusterSection()})
 
 
-def release_obstacles(recipe: Recipe, accumulation_steps: int) -> Iterator[tuple[str, str]]:
+def release_obstacles(
+    recipe: Recipe, accumulation_steps: int, *, sharded: bool = False
+) -> Iterator[tuple[str, str]]:
     """Yield the keys that gradient release cannot go with, each with the reason and what to do."""
     if recipe.train.max_grad_norm is not None:
         reason = "clips by the norm of all gradients, which is not known before the first update"
@@ -41,6 +43,9 @@ def release_obstacles(recipe: Recipe, accumulation_steps: int) -> Iterator[tuple
     if recipe.amp.precision == "fp16":
         reason = "finds an overflow only when the gradients are complete, and then leaves the whole step out"
         yield "amp.precision", f"fp16 {reason}; use bf16"
+    if not releasable(recipe.optimizer.name, sharded=sharded):
+        reason = "updates whole parameters, of which other ranks have rows, and cannot ask them inside of backward"
+        yield "optimizer.name", f"{recipe.optimizer.name} {reason}; use adamw, or sharding.zero_stage=0"
 
 
 def warnings(recipe: Recipe, hardware: Hardware, initializer_range: float, world_size: int = 1) -> Iterator[str]:
@@ -114,11 +119,18 @@ def _compiled(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
         yield fault(recipe, "recompute.policy", f"{text}; use full, or train.compile=false", "train.compile")
 
 
-def _release(recipe: Recipe, accumulation_steps: int) -> Iterator[Fault]:
+def _release(recipe: Recipe, accumulation_steps: int, world_size: int) -> Iterator[Fault]:
     if recipe.optimizer.gradient_release is True:
-        for key, reason in release_obstacles(recipe, accumulation_steps):
+        for key, reason in release_obstacles(recipe, accumulation_steps, sharded=_sharded(recipe, world_size)):
             text = f"{key}: {reason}, or optimizer.gradient_release=false"
             yield fault(recipe, "optimizer.gradient_release", text, key)
+
+
+def _sharded(recipe: Recipe, world_size: int) -> bool:
+    """Tell whether a recipe says that ranks have parts of parameters; `auto` is the search's to answer."""
+    stage, replicate = recipe.sharding.zero_stage, recipe.sharding.replicate
+    groups = 1 if replicate == "auto" else replicate
+    return stage not in ("auto", 0) and world_size // recipe.sharding.tensor_parallel > groups
 
 
 def _policies(recipe: Recipe) -> list[str]:

@@ -36,8 +36,7 @@ class DeepSpeed:
     """A model in DeepSpeed's hands.
 
     `optimizer` is the one it was given: DeepSpeed lets it update flat parts of its own, so that `param_groups` tell the
-    learning rate and `state` is by those. `parts` are the rows of each parameter that this rank has in a checkpoint;
-    `parameters` are these, fp32 in host memory, inside of `laid_out`, and empty outside.
+    learning rate and `state` is by those. `parts` are the rows of each parameter that this rank has in a checkpoint.
     """
 
     replicate = 1
@@ -49,7 +48,13 @@ class DeepSpeed:
         self._whole = dict(model.named_parameters())
         shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._whole.items()}
         self.parts = {name: rows_of(shape, self.shard_rank, self.shards) for name, shape in shapes.items()}
-        self.parameters: dict[str, nn.Parameter] = {}
+        self._rows: dict[str, nn.Parameter] | None = None
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the rows of `parts`, fp32 in host memory; they are there inside of `laid_out` alone."""
+        assert self._rows is not None, "the parameters of DeepSpeed are in its own layout outside of laid_out"
+        return self._rows
 
     def before_micro_batch(self, *, last: bool) -> None:
         """Say, before each forward pass, whether it is the last one of an optimizer step."""
@@ -71,7 +76,7 @@ class DeepSpeed:
         self._engine.step()
         device = self._engine.device
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=device)
-        return norm, torch.tensor(self._engine.was_step_applied(), device=device)
+        return norm.reshape(()), torch.tensor(self._engine.was_step_applied(), device=device)
 
     @contextmanager
     def laid_out(self, *, changed: bool = False) -> Iterator[None]:
@@ -84,22 +89,22 @@ class DeepSpeed:
         counts, moments = self._state_keys()
         if moments:
             self._link_states()
+        self._rows = {}
         for name, parameter in self._whole.items():
-            rows = nn.Parameter(
-                take_rows(self._full(parameter), self.parts[name]), requires_grad=parameter.requires_grad
-            )
-            self.parameters[name] = rows
-            if moments and parameter.requires_grad:
+            part, trained = self.parts[name], parameter.requires_grad
+            rows = nn.Parameter(take_rows(self._full(parameter), part), requires_grad=trained)
+            self._rows[name] = rows
+            if moments and trained:
                 state[rows] = {key: value.clone() for key, value in counts.items()}
-                state[rows] |= {key: take_rows(self._full(parameter, key), self.parts[name]) for key in moments}
+                state[rows] |= {key: take_rows(self._full(parameter, key), part) for key in moments}
         try:
             yield
             if changed:
                 self._take_over()
         finally:
-            for rows in self.parameters.values():
+            for rows in self._rows.values():
                 state.pop(rows, None)
-            self.parameters.clear()
+            self._rows = None
 
     def _take_over(self) -> None:
         state: Any = self.optimizer.state

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.loader import Loader
 from bigtrain.engine import Engine, prepare
+from bigtrain.memory.layout import layout_of
 from bigtrain.models.build import build_model
 from bigtrain.optim.build import build_optimizer
 from bigtrain.placement import find_blocks
@@ -48,9 +49,8 @@ def build_engine(plan: Plan) -> Engine:
     def optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
         held = list(parameters)
         matrices = list(compress(held, are_matrices))
-        return build_optimizer(
-            held, plan.recipe.optimizer, master_weights=plan.recipe.amp.master_weights, matrices=matrices
-        )
+        kept, sharded = plan.recipe.amp.master_weights, layout_of(plan.recipe, plan.world_size).shards > 1
+        return build_optimizer(held, plan.recipe.optimizer, master_weights=kept, matrices=matrices, sharded=sharded)
 
     return prepare(model, plan, optimizer)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bigtrain.batch import Batch
 from bigtrain.checkpoint.resume import check_resume
-from bigtrain.checkpoint.state import PLAN, TOKENIZER, TrainState, load_weights
+from bigtrain.checkpoint.state import PLAN, TOKENIZER, TrainState
 from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint, only_user_of
 from bigtrain.data.cache import cache_folder
 from bigtrain.data.corpus import Corpus
@@ -54,7 +54,7 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
         plan = plan.with_rows(loader.rows)
         engine = build_engine(plan)
         state = TrainState(engine, loader)
-        store = CheckpointStore(folder, keep=plan.recipe.checkpoint.keep)
+        store = CheckpointStore(folder, keep=plan.recipe.checkpoint.keep, world=world)
         _start_from(state, store, plan, corpus, other_data=any(key.split(".")[0] == "data" for key in allowed))
         if plan.total_steps is not None and state.step >= plan.total_steps:
             if world.first:
@@ -85,9 +85,9 @@ def _start_from(state: TrainState, store: CheckpointStore, plan: Plan, corpus: C
             _check_tokenizer(newest, corpus, plan, "data.source")
         state.restore(newest, other_data=other_data)
     elif source is not None:
-        first = find_checkpoint(Path(source).expanduser())
+        first = find_checkpoint(Path(source).expanduser(), state.engine.world)
         _check_tokenizer(first, corpus, plan, "train.init_from")
-        load_weights(state.engine.model, first)
+        state.load_weights(first)
 
 
 def _check_tokenizer(checkpoint: Path, corpus: Corpus, plan: Plan, key: str) -> None:

@@ -124,7 +124,7 @@ def python(*argv: str) -> list[str]:
 
 
 def profile_ranks(plan: Plan, *, as_json: bool, html: Path | None, png: Path | None) -> int:
-    """Profile a plan of several ranks in a process for each; the first one shows what it held. Returns the exit code."""
+    """Profile a plan of several ranks in a process for each, and return their exit code; the first shows its memory."""
     check_runnable(plan.recipe)
     check_devices(plan)
     plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe)))

@@ -72,7 +72,7 @@ def main() -> int:
     for name, curves in {"strong": strong, "weak": weak, "layouts": layouts}.items():
         shown = {key: found for key, found in curves.items() if "a100" not in key}
         path = options.pictures / f"scaling_{name}.png"
-        scaling_picture(shown, path, title=f"Predicted tokens/s of a rank, {TITLES[name]}")
+        scaling_picture(shown, path, title=TITLES[name])
         print(f"{path}: written", flush=True)
     found = {
         "strong": as_objects(strong),

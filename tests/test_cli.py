@@ -116,8 +116,8 @@ def test_a_sweep_as_json_and_as_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (("--png", "x.png"), "--png: draws what --sweep finds; add --sweep"),
-        (("--sweep", "--output", "x.yaml"), "--output: a sweep is of many plans"),
+        (("--png", "x.png"), "--png: draws what --sweep or a range of --world-size finds; add one"),
+        (("--sweep", "--output", "x.yaml"), "--output: --sweep is of many plans"),
         (("--device", "h10"), "--device: 'h10' is not one device of the table"),
         (("--device", "cpu", "train.device=cuda"), "train.device: 'cuda', but --device cpu is cpu"),
         (("--device", "t4", "--memory-budget", "24"), "memory.budget: 24 has no unit"),

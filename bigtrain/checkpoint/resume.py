@@ -44,7 +44,7 @@ def as_chosen_before(recipe: Recipe, run_dir: Path, hardware: Hardware) -> Recip
     before = stored_recipe(run_dir)
     budget = before.memory.budget
     enough = isinstance(budget, int) and budget <= budget_bytes(hardware)
-    if before.train.device != hardware.kind or not _same_ranks(recipe, before) or not enough:
+    if before.train.device != hardware.kind or not _same_ranks(recipe, before, hardware) or not enough:
         return recipe
     if any(_value(recipe, key) not in ("auto", _value(before, key)) for key in (*CHOSEN_KEYS, *BOUNDING_KEYS)):
         return recipe
@@ -60,10 +60,11 @@ def _value(recipe: Recipe, key: str) -> object:
     return getattr(getattr(recipe, section), name)
 
 
-def _same_ranks(recipe: Recipe, before: Recipe) -> bool:
-    """Tell whether the ranks that a recipe names are those of a run; `auto` devices are."""
-    devices = recipe.cluster.devices_per_node
-    return recipe.cluster.nodes == before.cluster.nodes and devices in ("auto", before.cluster.devices_per_node)
+def _same_ranks(recipe: Recipe, before: Recipe, hardware: Hardware) -> bool:
+    """Tell whether the ranks that a recipe names are those of a run; `auto` devices are those that are here."""
+    written = recipe.cluster.devices_per_node
+    devices = hardware.devices if written == "auto" else written
+    return recipe.cluster.nodes == before.cluster.nodes and devices == before.cluster.devices_per_node
 
 
 def stored_recipe(folder: Path) -> Recipe:

@@ -122,15 +122,29 @@ def moved_bytes(recipe: Recipe, model: ModelConfig, world_size: int, accumulatio
     return Moved(*(sum(column) for column in zip(*moved, strict=True)))
 
 
+def gathered_bytes(recipe: Recipe, model: ModelConfig, world_size: int, accumulation_steps: int) -> int:
+    """Return how much of that comes to the device for forward and backward passes, beside which they may compute."""
+    layout = layout_of(recipe, world_size)
+    return sum(
+        _gathers(layout, name, accumulation_steps) * _on_host(recipe, layout, name, shape).weights
+        for name, shape in local_shapes(recipe, model, world_size).items()
+    )
+
+
+def _gathers(layout: Layout, name: str, accumulation_steps: int) -> int:
+    """Return how often a parameter is gathered in a step; what is outside of the blocks stays for both passes."""
+    if not layout.resharding:
+        return 1
+    return accumulation_steps * (2 if name.startswith("blocks.") else 1)
+
+
 def _moved(recipe: Recipe, layout: Layout, name: str, shape: Shape, accumulation_steps: int) -> Moved:
     """Return what one parameter moves."""
     hosted = _on_host(recipe, layout, name, shape)
     passes = 2 if recipe.optimizer.name == "lamb" else 1
     reads = 3 if recipe.optimizer.name == "adafactor" else 1
     fetched = passes * (hosted.moments + hosted.weight_states + hosted.weights) + reads * hosted.gradients
-    gathers = 1
-    if layout.resharding:
-        gathers = accumulation_steps * (2 if name.startswith("blocks.") else 1)
+    gathers = _gathers(layout, name, accumulation_steps)
     reductions = 1 if layout.zero_stage == 1 or len(layout.mesh) == 2 else accumulation_steps
     return Moved(
         fetched + gathers * hosted.weights,

@@ -29,9 +29,7 @@ def without_mechanisms(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={**plain, "sharding": ShardingSection(), "cluster": ClusterSection()})
 
 
-def release_obstacles(
-    recipe: Recipe, accumulation_steps: int, *, sharded: bool = False
-) -> Iterator[tuple[str, str]]:
+def release_obstacles(recipe: Recipe, accumulation_steps: int, *, sharded: bool = False) -> Iterator[tuple[str, str]]:
     """Yield the keys that gradient release cannot go with, each with the reason and what to do."""
     if recipe.train.max_grad_norm is not None:
         reason = "clips by the norm of all gradients, which is not known before the first update"
@@ -55,6 +53,9 @@ def warnings(recipe: Recipe, hardware: Hardware, initializer_range: float, world
     if stage not in ("auto", 0) and replicate in ("auto", world_size) and (world_size == 1 or replicate != "auto"):
         ranks = "one process" if world_size == 1 else f"{world_size} groups of one process"
         yield f"sharding.zero_stage={stage} does nothing on {ranks}; use 0, or ranks that share a model"
+    if hardware.kind == "cpu" and recipe.sharding.offload in ("optimizer", "all"):
+        where = f"sharding.offload={recipe.sharding.offload} on the CPU"
+        yield f"{where}: the host memory is the device memory there, so it only costs; use none"
     if recipe.amp.precision == "bf16" and hardware.slow_bf16:
         yield (
             f"{hardware.name} has no bf16 instructions: products run in fp32 from rounded weights, which saves memory; "
@@ -94,9 +95,6 @@ def _offload(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
     why = "the host memory is the device memory there"
     if "offload" in _policies(recipe):
         yield fault(recipe, "recompute.policy", f"offload on the CPU: {why}; use full", "train.device")
-    if recipe.sharding.offload in ("optimizer", "all"):
-        text = f"{recipe.sharding.offload} on the CPU: {why}; use none"
-        yield fault(recipe, "sharding.offload", text, "train.device")
 
 
 def _groups(recipe: Recipe, world_size: int) -> Iterator[Fault]:

@@ -177,8 +177,8 @@ def scaling_picture(curves: Mapping[str, Sequence[Scale]], path: Path, *, title:
     """
     drawn = plot.new_figure(11, 4.2)
     left, right = drawn.subplots(1, 2)
-    plot.tidy(left, title or "Predicted tokens per second of a rank", note="against the smallest world that fits")
-    plot.tidy(right, "Share of a step spent waiting for other ranks")
+    plot.tidy(left, f"Tokens/s of a rank against the smallest world that fits{title and ': '}{title}")
+    plot.tidy(right, "Share of a step spent waiting for other ranks", note="predicted")
     fitting = {name: [one for one in found if one.choice is not None] for name, found in curves.items()}
     most = max((one.exposed_share for found in fitting.values() for one in found), default=0.0)
     _draw(left, {name: [(one.world_size, one.efficiency) for one in found] for name, found in fitting.items()}, 1.1)

@@ -89,7 +89,7 @@ def _budget(recipe: Recipe, hardware: Hardware) -> int:
 def _shared(recipe: Recipe, hardware: Hardware) -> Hardware:
     """Return a CPU with the threads that each of a machine's ranks has of it, where it does not say how many."""
     ranks = recipe.cluster.devices_per_node
-    if hardware.kind != "cpu" or hardware.threads is not None or ranks in (1, "auto"):
+    if hardware.kind != "cpu" or hardware.threads is not None or ranks == "auto" or ranks == 1:
         return hardware
     return dataclasses.replace(hardware, threads=torch_threads(ranks))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bigtrain.amp.cost import weight_bytes
@@ -13,7 +13,7 @@ from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.data.cache import cache_folder
 from bigtrain.memory.layout import tensor_shapes
 from bigtrain.memory.predict import micro_batch, numbers, torch_threads
-from bigtrain.memory.state import moved_bytes
+from bigtrain.memory.state import gathered_bytes, moved_bytes
 from bigtrain.models.operations_cost import FLOAT, Numbers
 from bigtrain.models.shape import loss_chunk_tokens, reads_its_end
 from bigtrain.planner import update
@@ -83,7 +83,7 @@ class Speed:
         self._groups = model.num_hidden_layers + 1
         self._passes: dict[tuple[int, bool, str], _Passes] = {}
         self._updates: dict[tuple[str, str, bool, bool, int], float] = {}
-        self._sent: dict[tuple[object, ...], float] = {}
+        self._sent: dict[tuple[object, ...], tuple[float, float]] = {}
         self._transfers: dict[tuple[int, ...], list[Transfer]] = {}
         self._copied: dict[tuple[int, int, int, str], tuple[float, float]] = {}
 
@@ -247,26 +247,28 @@ class Speed:
     def _offload(self, choice: Choice, passes: _Passes) -> float:
         """Return what copies to the host and back are not hidden: block inputs, states, and parameters block by block.
 
-        A block's input leaves while the next block computes and comes back before it is needed, except the first.
+        A block's input leaves while the next block computes and comes back before it is needed, except the first. A
+        block's weights come while the one before computes where they are gathered from several ranks; on one, torch
+        copies them when they are needed.
         """
         times, exposed = choice.accumulation_steps, 0.0
         if offloaded := choice.recompute.count("offload"):
             late = max(0.0, passes.moved - passes.block)
             exposed += times * (2 * late * offloaded + passes.moved)
         if choice.offload != "none":
-            key = ("offload", choice.offload, choice.optimizer_state, choice.master_weights, self._shards(choice))
+            held = choice.offload, choice.optimizer_state, choice.master_weights
+            key = (*held, choice.zero_stage, self._shards(choice), times)
             if key not in self._sent:
-                self._sent[key] = self._state_copies(choice)
-            exposed += self._sent[key]
-        if choice.offload == "all":
-            copied = 2 * times * weight_bytes(self._parameters, choice.master_weights)
-            seconds = copied / self._shards(choice) / self._links.host_bytes_per_second
-            window = times * (passes.forward + passes.backward)
-            exposed += self._links.exposed(seconds, window, self._groups)
+                self._sent[key] = self._copied_seconds(choice)
+            update, gathers = self._sent[key]
+            window = times * (passes.forward + passes.backward) if self._shards(choice) > 1 else 0.0
+            exposed += update + self._links.exposed(gathers, window, self._groups)
         return exposed
 
-    def _state_copies(self, choice: Choice) -> float:
-        """Return the seconds in which a rank's states cross to the device and back, once a step."""
-        recipe = replace(choice, offload="optimizer").into(self.recipe)
-        moved = moved_bytes(recipe, self.model, self.world_size, choice.accumulation_steps)
-        return sum(moved) / self._links.host_bytes_per_second
+    def _copied_seconds(self, choice: Choice) -> tuple[float, float]:
+        """Return the seconds in which a rank's states and gradients cross to the device and back, and its weights."""
+        recipe, times = choice.into(self.recipe), choice.accumulation_steps
+        moved = sum(moved_bytes(recipe, self.model, self.world_size, times))
+        gathered = gathered_bytes(recipe, self.model, self.world_size, times)
+        rate = self._links.host_bytes_per_second
+        return (moved - gathered) / rate, gathered / rate

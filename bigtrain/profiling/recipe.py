@@ -35,8 +35,9 @@ from bigtrain.world import joined
 def profile_recipe(plan: Plan, *, steps: int = LEAST_STEPS) -> Profile:
     """Take a few real steps as a plan says, from new weights, and set what they hold beside what was predicted.
 
-    The data are prepared first if need be. No run folder is made. On several ranks each gets what its own steps held. Raises InputError for less than three steps, which
-    would not show the peak, RecipeError for a plan on CUDA where there is none.
+    The data are prepared first if need be. No run folder is made. On several ranks each gets what its own steps held.
+    Raises InputError for less than three steps, which would not show the peak, RecipeError for a plan on CUDA where
+    there is none.
     """
     if steps < LEAST_STEPS:
         raise InputError(f"profile: {steps} steps do not show the peak; take at least {LEAST_STEPS}")

@@ -286,6 +286,4 @@ def _check_counts(held: Mapping[str, Mapping[str, Tensor]]) -> None:
     found = {float(state["step"]) for state in held.values() if "step" in state}
     if len(found) > 1:
         numbers = ", ".join(f"{count:g}" for count in sorted(found)[:3])
-        raise InputError(
-            f"sharding.engine: deepspeed counts the steps of all parameters as one, and here are {numbers}"
-        )
+        raise InputError(f"sharding.engine: deepspeed has one step count for all parameters, and here are {numbers}")

@@ -149,15 +149,18 @@ class _Entering:
 class _Summing:
     """A layer of whose output each rank has a part; its bias is added to their sum."""
 
-    bias = None  # what the plain layer adds to its part; the parameter of that name is in _parameters
     tensor_group: str
     _parameters: dict[str, nn.Parameter | None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute as the plain layer does, on all ranks together."""
+        """Compute as the plain layer does without a bias, on all ranks together."""
         compute: Any = super().forward  # type: ignore[misc]
-        bias = self._parameters["bias"]
-        out: Tensor = _Sum.apply(compute(x), bias, self.tensor_group)  # type: ignore[no-untyped-call]
+        bias, self._parameters["bias"] = self._parameters["bias"], None
+        try:
+            partial = compute(x)
+        finally:
+            self._parameters["bias"] = bias
+        out: Tensor = _Sum.apply(partial, bias, self.tensor_group)  # type: ignore[no-untyped-call]
         return out
 
 

@@ -14,6 +14,7 @@ from bigtrain.memory.predict import predict
 from bigtrain.memory.state import (
     Moved,
     device_parts,
+    gathered_bytes,
     host_bytes,
     is_matrix,
     matrices,
@@ -114,6 +115,7 @@ def test_all_streams_weights_and_gradients() -> None:
     once, twice = (moved_bytes(recipe, model, 1, steps) for steps in (1, 2))
     assert once == Moved(16 * count + passes, 16 * count)
     assert twice == Moved(16 * count + 2 * passes, 20 * count)
+    assert [gathered_bytes(recipe, model, 1, steps) for steps in (1, 2)] == [passes, 2 * passes]
     state = model_state(recipe, model, accumulated=True)
     assert (state["weights"], state["gradients"], state["optimizer_state"]) == (0, 0, 4 * len(sizes))
 

@@ -23,6 +23,7 @@ from bigtrain.optim.cost import (
     optimizer_state_bytes,
     piece_elements,
     releasable,
+    staged_bytes,
     state_bytes,
     step_temporary_bytes,
     supported_states,
@@ -164,3 +165,16 @@ def test_pieces_are_no_larger_than_the_largest_tensor() -> None:
     assert piece_elements("cpu", [(3, 4), (20,)]) == 20
     assert piece_elements("cpu", [(10**6, 10)]) < 10**6
     assert piece_elements("cpu", []) == 1
+
+
+def test_what_visits_begins_at_whole_multiples() -> None:
+    assert [staged_bytes(sizes) for sizes in ([], [0], [1], [512], [513, 1])] == [0, 0, 512, 512, 1536]
+
+
+def test_narrow_gradients_of_fp32_weights_are_widened() -> None:
+    shapes = [(64, 64)]
+    plain, narrow, summed = (
+        buffer_bytes("adamw", "fp32", "fp32", shapes, **kind)
+        for kind in ({}, {"narrow": True}, {"narrow": True, "accumulated": True})
+    )
+    assert (plain, narrow, summed) == (0, 4 * 4096, 0)

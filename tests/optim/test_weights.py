@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bigtrain.errors import InputError
 from bigtrain.optim.pieces import Workspace
-from bigtrain.optim.weights import check_dtype, weight_format
+from bigtrain.optim.weights import MASTER, Mastered, check_dtype, weight_format
 
 FORMATS = ["fp32", "split24", "none"]
 
@@ -110,3 +110,15 @@ def test_unknown_format() -> None:
 def test_parameters_of_another_dtype_are_refused(name: str, dtype: torch.dtype) -> None:
     with pytest.raises(InputError, match=r"of shape \(2, 3\) is .*master weights " + name):
         check_dtype(torch.zeros(2, 3, dtype=dtype), name)
+
+
+def test_a_master_is_changed_and_its_parameter_is_it_rounded() -> None:
+    master = torch.randn(10)
+    before, parameter, work = master.clone(), torch.zeros(2, 5, dtype=torch.bfloat16), Workspace(torch.device("cpu"), 8)
+    kept = Mastered(torch.bfloat16)
+    for piece in kept.split(parameter, {MASTER: master.view(2, 5)}, 6):
+        kept.load(piece, work).mul_(1.001)
+        kept.store(piece, work, 0)
+    assert torch.equal(master, before * 1.001)
+    assert torch.equal(parameter.view(-1), master.bfloat16())
+    assert kept.allocate(parameter) == {}  # there before the first step

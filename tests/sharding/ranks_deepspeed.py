@@ -169,7 +169,7 @@ def resume(case: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
     fresh = Trainer(case)
     fresh.load(weights, {name: {} for name in states})
     empty = not any(fresh.saved()[1].values())
-    on, on_again, on_alone = ([each.step()[:2] for _ in range(3)] for each in (trainer, again, alone))
+    on, on_again, on_alone = ([each.step()[:2] for _ in range(2)] for each in (trainer, again, alone))
     return {"exactly": exact, "on": on, "on again": on_again, "on alone": on_alone, "weights alone": empty}
 
 

@@ -65,13 +65,18 @@ def on_ranks(recipes: Sequence[Any], world_size: int, folder: Path, *, steps: in
     """Follow recipes on so many new processes; return what the first rank found of each."""
     cases = folder / f"cases-{world_size}.json"
     cases.write_text(json.dumps([steps, [recipe.model_dump(mode="json") for recipe in recipes]]))
+    return told_by_first(Path(__file__), cases, world_size)
+
+
+def told_by_first(script: Path, cases: Path, world_size: int) -> list[Any]:
+    """Run a script with a file of cases on so many new processes; return what the first rank prints, lines of JSON."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, str(cases)],
+            [sys.executable, str(script), str(cases)],
             env={**os.environ, **common, "RANK": str(rank), "WORLD_SIZE": str(world_size)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,160 @@
+"""Two hosts, as far as one machine can have them: network namespaces joined by a cable, a launcher in each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ADDRESSES = ("198.18.77.1", "198.18.77.2")
+"""Of the range for tests between networks (RFC 2544)."""
+
+PLACE = f"{ADDRESSES[0]}:29400"
+
+GONE_ON_SECONDS = 30.0
+
+
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
+
+
+class Host:
+    """A network namespace, and the launchers in it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def launch(self, recipe: Path, run: Path, *overrides: str) -> subprocess.Popen[str]:
+        argv = ["ip", "netns", "exec", self.name, sys.executable, "-m", "bigtrain", "launch", str(recipe), *overrides]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [*argv, "--run-dir", str(run)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+
+    def processes(self) -> list[int]:
+        return [int(word) for word in ip("netns", "pids", self.name).split()]
+
+    def end(self) -> None:
+        """End everything in it at once, as when the power fails, except that its connections are closed."""
+        for process in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[Host, Host]]:
+    """Yield two hosts that reach each other, the first at PLACE; skip where namespaces are not allowed."""
+    names = [f"bigtrain-{os.getpid()}-{letter}" for letter in "ab"]
+    made = []
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                made.append(name)
+            ends = [f"bt{os.getpid() % 10**6}{letter}" for letter in "ab"]
+            ip("link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1])
+            for name, end, address in zip(names, ends, ADDRESSES, strict=True):
+                ip("-n", name, "address", "add", f"{address}/30", "dev", end)
+                ip("-n", name, "link", "set", end, "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"network namespaces cannot be made here: {getattr(error, 'stderr', error)}")
+        first, second = map(Host, names)
+        yield first, second
+    finally:
+        for name in made:
+            Host(name).end()
+            ip("netns", "delete", name)
+
+
+@pytest.fixture
+def slow_recipe(tmp_path: Path, corpus_file: Path) -> Path:
+    """Return a recipe of many small micro-batches a step, so that a run is still under way when a node comes."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        f"model: {{family: gpt, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}}\n"
+        f"data: {{source: {corpus_file}, vocab_size: 300, sequence_length: 32, validation_fraction: 0.1}}\n"
+        f"train: {{objective: clm, global_batch_size: 64, micro_batch_size: 1, steps: 100000, eval_every: null,\n"
+        f"        dropout: 0, device: cpu}}\n"
+        f"optimizer: {{learning_rate: 1e-3, schedule: constant, warmup_steps: 10}}\n"
+        f"sharding: {{zero_stage: 3}}\n"
+        f"checkpoint: {{every_steps: 10}}\n"
+        f"logging: {{every_steps: 1, trackers: []}}\n"
+    )
+    return path
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    path = run / "metrics.jsonl"
+    text = path.read_text() if path.is_file() else ""
+    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def steps(run: Path) -> int:
+    found = losses(run)
+    return found[-1][0] if found else 0
+
+
+def wait_until(what: Callable[[], bool], seconds: float, launchers: list[subprocess.Popen[str]]) -> float:
+    """Return how many seconds it took."""
+    start = time.monotonic()
+    while not what():
+        if time.monotonic() - start > seconds or all(launcher.poll() is not None for launcher in launchers):
+            for launcher in launchers:
+                launcher.kill()
+            pytest.fail("\n----\n".join(launcher.communicate()[0][-2000:] for launcher in launchers))
+        time.sleep(0.05)
+    return time.monotonic() - start
+
+
+def plan_text(run: Path) -> str:
+    return (run / "plan.yaml").read_text()
+
+
+def test_a_run_survives_the_loss_of_a_host_and_takes_it_back(
+    hosts: tuple[Host, Host], slow_recipe: Path, tmp_path: Path
+) -> None:
+    first, second = hosts
+    run, keys = tmp_path / "run", ("cluster.nodes=1:2", f"cluster.rendezvous={PLACE}")
+    one, other = (host.launch(slow_recipe, run, *keys) for host in hosts)
+    wait_until(lambda: steps(run) >= 12, 120, [one, other])
+    assert len(second.processes()) == 3  # launcher, agent, training process
+
+    second.end()
+    other.communicate()
+    before = steps(run)
+    assert before >= 10
+    print("seconds_to_go_on", wait_until(lambda: steps(run) > before, GONE_ON_SECONDS, [one]))
+
+    other = second.launch(slow_recipe, run, *keys)
+    ranks = lambda: second.processes()[2:]  # noqa: E731
+    print("seconds_to_come", wait_until(lambda: bool(ranks()), 120, [one, other]))
+    joined = steps(run)
+    print("seconds_to_go_on_together", wait_until(lambda: steps(run) > joined + 10, 120, [one, other]))
+    assert 'nodes: "1:2"' in plan_text(run)
+
+    one.send_signal(signal.SIGTERM)
+    outputs = [launcher.communicate(timeout=60)[0] for launcher in (one, other)]
+    assert (one.returncode, other.returncode) == (75, 75), "\n----\n".join(outputs)
+
+    found = losses(run)
+    assert [step for step, _ in found] == list(range(1, len(found) + 1))
+    alone = tmp_path / "alone"
+    process = first.launch(slow_recipe, alone, f"train.steps={len(found)}")
+    process.communicate(timeout=240)
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in losses(alone)], rel=1e-5)

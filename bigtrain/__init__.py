@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bigtrain.profiling import profile
     from bigtrain.step_result import StepResult
     from bigtrain.training.loop import train
+    from bigtrain.world import joined
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "RecipeError",
     "ResumeError",
     "StepResult",
+    "joined",
     "launch",
     "load_recipe",
     "plan",
@@ -61,6 +63,7 @@ _HOMES = {
     "Plan": "planner.plan",
     "Recipe": "config.schema",
     "StepResult": "step_result",
+    "joined": "world",
     "launch": "launcher",
     "load_recipe": "config.load",
     "plan": "planner.plan",

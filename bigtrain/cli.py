@@ -54,7 +54,7 @@ def launch(
     device: Annotated[str | None, typer.Option(metavar="NAME", help="With --render: the device to plan for.")] = None,
 ) -> None:
     """Plan, then train; the same command again resumes."""
-    from bigtrain.launcher import fetch_tokenizer, plan_again
+    from bigtrain.launcher import fetch_tokenizer, plan_again, started_ranks
     from bigtrain.launcher import launch as start
     from bigtrain.rendering import Command, check_local, job_file
 
@@ -77,7 +77,8 @@ def launch(
         _print_plan(planned)
         return
     code = start(planned, folder, allowed=allow or [], written=loaded)
-    if code == 0:
+    world = started_ranks(loaded)
+    if code == 0 and (world is None or world.first):
         example = '"The [MASK] of the file."' if planned.model.family == "bert" else '"def "'
         print(f"{folder}: done; look at {folder / 'report.html'}, or: bigtrain generate {folder} --prompt {example}")
     raise typer.Exit(code)

@@ -234,7 +234,7 @@ def prepare(
     if world.size != plan.world_size:
         raise InputError(
             f"the plan is for {plan.world_size} ranks, and here are {world.size}; plan with world_size={world.size}, "
-            "or start it with `bigtrain launch` or torchrun, inside of bigtrain.world.joined"
+            "or start it with `bigtrain launch`, or with torchrun and inside of `with bigtrain.joined():`"
         )
     device = torch.device(plan.hardware.kind)
     weights, accumulated = recipe.amp.master_weights, plan.accumulation_steps > 1

@@ -26,7 +26,7 @@ from bigtrain.planner.plan import Plan, plan
 from bigtrain.planner.settle import chosen_hardware
 from bigtrain.rendezvous import rendezvous, run_id
 from bigtrain.spawner import Workers
-from bigtrain.world import World, world_of
+from bigtrain.world import World, check_told, world_of
 
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 """glibc's name (mallopt(3)) for the size from which memory is mapped alone; once set, it no longer grows by itself."""
@@ -106,9 +106,12 @@ def check_meeting(recipe: Recipe) -> None:
 def started_ranks(recipe: Recipe) -> World | None:
     """Return this process's place among ranks that another launcher has started; None where it is to start them.
 
-    With `cluster.rendezvous` a task of Slurm's is the launcher of its node. Raises RecipeError if a node has several.
+    With `cluster.rendezvous` a task of Slurm's is the launcher of its node. Raises RecipeError if a node has several,
+    and InputError where another launcher has started several processes and told none its rank.
     """
     world = world_of(os.environ)
+    if world is None and recipe.cluster.rendezvous is None:
+        check_told(os.environ)
     if world is None or "RANK" in os.environ or recipe.cluster.rendezvous is None:
         return world
     if world.local_size > 1:

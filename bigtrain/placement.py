@@ -14,14 +14,22 @@ from torch.utils._pytree import tree_leaves
 from bigtrain.errors import InputError
 
 
+Keep = Callable[[nn.Parameter], object]
+Cut = Callable[[str, Tensor], Tensor]
+
+
 def place(
-    model: nn.Module, device: torch.device, *, seed: int, keep: Callable[[nn.Parameter], object] | None = None
-) -> None:
+    model: nn.Module, device: torch.device, *, seed: int, keep: Keep | None = None, cut: Cut | None = None
+) -> dict[str, Tensor]:
     """Move a model to a device; parameters on the meta device are created there and initialised from the seed.
 
     Modules are initialised by their `reset_parameters`, or by the `_init_weights` of a transformers model. `keep` is
     given each parameter once nothing initialises it any more: where it rounds, the model is never whole in the dtype
     that it is initialised in. The weights do not depend on it, but for its rounding.
+
+    With `cut` a parameter that was created goes back to the meta device after that, and what `cut` makes of its name
+    and its numbers is returned by name: the model is never whole on the device. Nothing is cut of a model that was not
+    on the meta device.
     Raises InputError naming the first module that has parameters or buffers and neither.
     """
     tensors = [*model.parameters(), *model.buffers()]
@@ -31,10 +39,12 @@ def place(
                 for parameter in model.parameters():
                     keep(parameter)
             model.to(device)
-        return
+        return {}
     if not all(tensor.is_meta for tensor in tensors):
         raise InputError("the model is partly on the meta device; build all of it there, or all on a real device")
-    _Creation(model, device, keep).run(seed)
+    creation = _Creation(model, device, keep, cut)
+    creation.run(seed)
+    return creation.cut
 
 
 def _stands_on(tensor: Tensor, device: torch.device) -> bool:
@@ -48,8 +58,10 @@ class _Creation:
     nothing else: some modules initialise weights of those below them, or scale them.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, keep: Callable[[nn.Parameter], object] | None) -> None:
-        self._model, self._device, self._keep = model, device, keep
+    def __init__(self, model: nn.Module, device: torch.device, keep: Keep | None, cut: Cut | None) -> None:
+        self._model, self._device, self._keep, self._cut = model, device, keep, cut
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.cut: dict[str, Tensor] = {}
         self._tensors: dict[int, Tensor] = {}
         self._places: dict[int, list[tuple[nn.Module, str]]] = {}
         """Where each stands: in several places if it is tied."""
@@ -68,10 +80,21 @@ class _Creation:
         for number, (_, initialise) in enumerate(calls):
             made |= {key: self._create(key) for key in needs[number] if key not in made}
             initialise()
-            if self._keep is not None:
-                for tensor in (made[key] for key in needs[number] if last[key] == number):
-                    if isinstance(tensor, nn.Parameter):
-                        self._keep(tensor)
+            for key in (key for key in needs[number] if last[key] == number):
+                self._finish(key, made)
+
+    def _finish(self, key: int, made: dict[int, Tensor]) -> None:
+        """Round and cut a parameter that nothing initialises any more; a buffer stays as it is."""
+        parameter = made[key]
+        if not isinstance(parameter, nn.Parameter):
+            return
+        if self._keep is not None:
+            self._keep(parameter)
+        if self._cut is not None:
+            name = self._names[key]
+            self.cut[name] = self._cut(name, parameter.detach())
+            del made[key]
+            self._put(key, nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad))
 
     def _needs(self, module: nn.Module, initialise: Callable[[], object]) -> list[int]:
         """Return which tensors a module holds or initialises; for one that reads numbers, all that are below it."""
@@ -88,9 +111,12 @@ class _Creation:
         tensor = self._tensors[key]
         empty = torch.empty_like(tensor, device=self._device, requires_grad=False)
         made = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-        for module, name in self._places[key]:
-            setattr(module, name, made)
+        self._put(key, made)
         return made
+
+    def _put(self, key: int, tensor: Tensor) -> None:
+        for module, name in self._places[key]:
+            setattr(module, name, tensor)
 
 
 class _Met(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -24,6 +24,9 @@ NONE = -1
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """What torchrun sets, and Accelerate's launcher, which runs on it."""
 
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How Open MPI, MPICH and Intel's MPI, and MVAPICH tell the processes that they start how many there are."""
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -121,7 +124,9 @@ def world_of(environment: Mapping[str, str]) -> World | None:
     try:
         rank, size = (int(environment[name]) for name in NAMES[:2])
         local_rank, local_size = (
-            int(environment.get(name, default)) for name, default in zip(NAMES[2:], (rank, size), strict=True)
+            int(environment.get(name, default))
+            # DeepSpeed's launcher has another name for the processes of a machine.
+            for name, default in zip(NAMES[2:], (rank, environment.get("LOCAL_SIZE", size)), strict=True)
         )
     except ValueError as error:
         raise InputError(f"environment: {', '.join(NAMES)}: {error}; let a launcher set them, or unset them") from None
@@ -129,6 +134,21 @@ def world_of(environment: Mapping[str, str]) -> World | None:
         given = ", ".join(f"{name}={environment.get(name)}" for name in NAMES)
         raise InputError(f"environment: {given}: no such rank; let a launcher set them, or unset them")
     return World(rank, size, local_rank, local_size)
+
+
+def check_told(environment: Mapping[str, str]) -> None:
+    """Raise InputError where a launcher has started several processes, or should have, and told none its rank.
+
+    Each would train alone. For environments of which `world_of` knows no world.
+    """
+    several = [name for name in MPI_SIZES if environment.get(name, "1") != "1"]
+    if several:
+        text = f"{several[0]}={environment[several[0]]}: mpirun has started several processes and told none its rank"
+        raise InputError(f"environment: {text}; use torchrun, or set {', '.join(NAMES)}, MASTER_ADDR and MASTER_PORT")
+    # Accelerate's launcher sets both where it was asked for several processes and starts one.
+    if "ACCELERATE_USE_CPU" in environment and "MASTER_ADDR" in environment:
+        text = "ACCELERATE_USE_CPU and MASTER_ADDR, but no RANK: accelerate launch --cpu starts one process, however many"
+        raise InputError(f"environment: {text} it is asked for; use accelerate launch --multi_gpu, or torchrun")
 
 
 def current_world() -> World:
@@ -143,23 +163,27 @@ def current_world() -> World:
 
 
 @contextmanager
-def joined(*, kind: str, timeout_seconds: float) -> Iterator[World]:
+def joined(*, kind: str | None = None, timeout_seconds: float = 60.0) -> Iterator[World]:
     """Meet the other ranks that the environment tells of, as long as this lasts; alone where it tells of none.
 
-    `kind` is that of the device: tensors on the CPU go over gloo, those on CUDA over NCCL. A rank that does not come
-    within the timeout, or later answers to nothing for so long, is an error. A group that exists already is left as
-    it is.
+    `kind` is that of the device, "cuda" where there is one: tensors on the CPU go over gloo, those on CUDA over NCCL.
+    A rank that does not come within the timeout, or later answers to nothing for so long, is an error. A group that
+    exists already is left as it is. Raises InputError where the environment contradicts itself, or tells of processes
+    and not which of them this is.
     """
     import torch.distributed as dist
 
     world = world_of(os.environ)
+    if world is None and not dist.is_initialized():
+        check_told(os.environ)
     if dist.is_initialized() or world is None or world.size == 1:
         yield current_world()
         return
-    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_seconds)}
-    if kind == "cuda":
-        import torch
+    import torch
 
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_seconds)}
+    kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda":
         # A scheduler may show each process its own device alone.
         index = 0 if torch.cuda.device_count() == 1 else world.local_rank
         torch.cuda.set_device(index)

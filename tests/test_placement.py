@@ -252,3 +252,54 @@ def test_views_of_one_memory_are_different_tensors() -> None:
     place(model, CPU, seed=0)
     assert model.left.tolist() == [1, 1] and model.right.tolist() == [0, 0]
     assert not model.right.requires_grad and list(model.state_dict()) == ["left", "right"]
+
+
+@pytest.mark.parametrize("kept", ["fp32", "none"])
+def test_what_is_cut_is_what_would_have_been_there(kept: str) -> None:
+    with torch.device("meta"):
+        table, head = nn.Embedding(9, 4), nn.Linear(4, 9)
+        head.weight = table.weight
+        model = nn.Sequential(table, nn.Linear(4, 4), head)
+        whole = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9))
+        whole[2].weight = whole[0].weight
+    rounds = partial(keep, master_weights=kept, accumulated=False)
+    asked: list[str] = []
+
+    def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(name)
+        return tensor[:2].clone()
+
+    found = place(model, CPU, seed=3, keep=rounds, cut=cut)
+    assert place(whole, CPU, seed=3, keep=rounds) == {}
+    expected = dict(whole.named_parameters())
+    assert found.keys() == expected.keys() and sorted(asked) == sorted(expected)
+    assert all(torch.equal(part, expected[name][:2]) for name, part in found.items())
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert [parameter.dtype for parameter in model.parameters()] == [
+        parameter.dtype for parameter in whole.parameters()
+    ]
+    assert model[2].weight is model[0].weight
+
+
+def test_a_model_that_is_cut_is_never_whole() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(20)))
+    made: list[dict[str, torch.Tensor]] = []
+    peak = measure(
+        lambda: made.append(place(model, CPU, seed=0, cut=lambda _name, tensor: tensor[:16].clone()))
+    ).peak_bytes
+    parts = 20 * 4 * 16 * 64
+    assert parts < peak <= parts + 2 * 4 * 64 * 64 + 8192
+
+
+def test_a_real_model_is_not_cut() -> None:
+    model = nn.Linear(3, 3)
+    assert place(model, CPU, seed=0, cut=lambda _name, tensor: tensor[:1]) == {}
+    assert model.weight.shape == (3, 3) and not model.weight.is_meta
+
+
+def test_buffers_stay_whole() -> None:
+    with torch.device("meta"):
+        model = nn.BatchNorm1d(3)
+    found = place(model, CPU, seed=0, cut=lambda _name, tensor: tensor.clone())
+    assert sorted(found) == ["bias", "weight"] and model.running_var.tolist() == [1, 1, 1]

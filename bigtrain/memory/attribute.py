@@ -21,6 +21,8 @@ LOSS = "LinearCrossEntropy"
 """What the name of the operation holds that makes logits, chunk by chunk."""
 SHARDING = "FSDP::"
 """How the names begin of what `fully_shard` does around a block, but for waiting for it."""
+SUMMING = "FSDP::post_backward_accumulate"
+"""Of where it makes wider sums of gradients that wait for those of other micro-batches."""
 SCALAR_BYTES = 8
 
 
@@ -113,8 +115,9 @@ class _Attribution:
     def _cause(self, allocation: Allocation, above: Sequence[Operation]) -> str:
         if allocation.end_ns is None:  # a library's workspace, for good
             return "temporaries"
-        if any(operation.name.startswith(SHARDING) for operation in above):
-            return "communication"
+        sharding = next((operation.name for operation in above if operation.name.startswith(SHARDING)), None)
+        if sharding is not None:
+            return "gradients" if sharding.startswith(SUMMING) else "communication"
         phase, operations = self._phase(allocation), _forward_operations(above)
         again = any(operation.sequence >= 0 for operation in operations)
         if phase != "forward" and not (phase == "backward" and again):

@@ -50,16 +50,17 @@ def for_fewest_nodes(recipe: Recipe, world_size: int) -> Recipe:
 
 
 def regrouped(recipe: Recipe, before: int, ranks: int) -> Recipe:
-    """Return a recipe for so many ranks in place of those before: with more of them there are more whole models.
+    """Return a recipe for so many ranks in place of those before, no rank of which holds more with more of them.
 
-    A group that shares a model stays as large, so that a rank holds as much; where that does not divide, all share one.
+    Where all share one model, they still do. Of several groups each stays as large, and there are more of them; where
+    that does not divide, all share one.
     """
     stage, replicate = recipe.sharding.zero_stage, recipe.sharding.replicate
     if before == ranks or stage == "auto" or replicate == "auto":
         return recipe
-    readers = data_ranks(recipe, ranks)
-    group = max(1, data_ranks(recipe, before) // replicate)
-    groups = readers if stage == 0 else readers // group if readers % group == 0 else 1
+    readers, group = data_ranks(recipe, ranks), max(1, data_ranks(recipe, before) // replicate)
+    together = replicate == 1 or readers % group
+    groups = readers if stage == 0 else 1 if together else readers // group
     return recipe.model_copy(update={"sharding": recipe.sharding.model_copy(update={"replicate": groups})})
 
 

@@ -177,7 +177,7 @@ def scaling_picture(curves: Mapping[str, Sequence[Scale]], path: Path, *, title:
     """
     drawn = plot.new_figure(11, 4.2)
     left, right = drawn.subplots(1, 2)
-    plot.tidy(left, f"Tokens/s of a rank against the smallest world that fits{title and ': '}{title}")
+    plot.tidy(left, f"Efficiency{title and ': '}{title}", note="predicted")
     plot.tidy(right, "Share of a step spent waiting for other ranks", note="predicted")
     fitting = {name: [one for one in found if one.choice is not None] for name, found in curves.items()}
     most = max((one.exposed_share for found in fitting.values() for one in found), default=0.0)

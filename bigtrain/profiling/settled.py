@@ -19,9 +19,10 @@ PAUSE_SECONDS = 0.003
 """What a thread needs that only has to run; the caller sleeps, so that a core is free for it."""
 
 COLLECTIVES = (
-    "all_gather_into_tensor", "all_gather_single", "all_reduce", "reduce_scatter_single", "reduce_scatter_tensor",
+    "all_gather_into_tensor", "all_gather_single", "all_reduce", "all_to_all_single", "reduce_scatter_single",
+    "reduce_scatter_tensor",
 )  # fmt: skip
-"""What `fully_shard` calls, by the names of all versions of torch that are supported."""
+"""What `fully_shard` and `optim.exchange` call, by the names of all versions of torch that are supported."""
 
 
 @contextmanager

@@ -55,6 +55,19 @@ def deepspeed_faults(recipe: Recipe, *, installed: bool | None = None) -> list[F
     return [*_unsupported(recipe), *_offload_faults(recipe)]
 
 
+def narrowed(recipe: Recipe) -> Recipe:
+    """Return a recipe in which `auto` stands only where DeepSpeed leaves a choice; of other engines' as it is."""
+    if recipe.sharding.engine != "deepspeed":
+        return recipe
+    settled: dict[str, dict[str, object]] = {}
+    for key, (values, _) in SUPPORTED.items():
+        section, _, name = key.partition(".")
+        if len(values) == 1 and getattr(getattr(recipe, section), name) == "auto":
+            settled.setdefault(section, {})[name] = values[0]
+    changed = {section: getattr(recipe, section).model_copy(update=keys) for section, keys in settled.items()}
+    return recipe.model_copy(update=changed)
+
+
 def _unsupported(recipe: Recipe) -> Iterator[Fault]:
     for key, (values, reason) in SUPPORTED.items():
         section, _, name = key.partition(".")

@@ -23,6 +23,7 @@ ROOT = -1
 class Group:
     """Parameters that are gathered and reduced together, and what exists of them now."""
 
+    place: str
     elements: dict[str, int] = field(default_factory=dict)
     """Of each parameter, its rows filled up to a multiple of the shards."""
     gathered: Storage | None = None
@@ -110,7 +111,9 @@ class Sharding(Around):
         self._groups: dict[int, Group] = {}
         self._group_of: dict[str, Group] = {}
         for name, shape in shapes.items():
-            group = self._group_of[name] = self._groups.setdefault(_place_of(name), Group())
+            index = _place_of(name)
+            group = self._groups.setdefault(index, Group("" if index == ROOT else f"blocks.{index}"))
+            self._group_of[name] = group
             group.elements[name] = padded_elements(shape, layout.shards)
         self._copied: Storage | None = None
         """The all-gather before: freed after the next one is copied, so that both may be under way."""
@@ -158,7 +161,9 @@ class Sharding(Around):
             group.gathered = None
         following = self._groups.get(len(self._groups) - 2 if index == ROOT else index - 1)
         if index != 0 and following is not None and not following.whole:
+            here, self._ledger.place = self._ledger.place, following.place
             self._gather(following)
+            self._ledger.place = here
 
     def after_backward(self, index: int) -> None:
         """Reduce a block's gradients."""

@@ -21,7 +21,7 @@ from bigtrain.sharding.cost import Layout, collectives, padded_elements
 FAKE_RANKS = Path(__file__).parent / "fake_ranks.py"
 WORLD_SIZE = 512
 ODD = {"family": "gpt", "hidden_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 200}
-"""No number of its rows is a multiple of 512, or of 8 where it can be helped."""
+"""Few of its parameters have a multiple of 512 rows, or of 64."""
 
 EVEN = {**ODD, "hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 2048, "max_position_embeddings": 512}
 """All of its rows are multiples of 512, so that nothing is padded."""

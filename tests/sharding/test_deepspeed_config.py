@@ -18,6 +18,7 @@ from bigtrain.sharding.deepspeed_config import (
     SUPPORTED,
     deepspeed_config,
     deepspeed_faults,
+    narrowed,
 )
 
 BASE: dict[str, dict[str, Any]] = {
@@ -100,6 +101,34 @@ def test_a_fault_says_value_reason_and_what_instead() -> None:
         "'lamb' does not go with sharding.engine=deepspeed: DeepSpeed cuts parameters anywhere, and others need rows "
         "or whole tensors; use 'adamw', or fsdp2"
     )
+
+
+def test_auto_is_narrowed_to_the_one_value_there_is() -> None:
+    open_recipe = recipe_of(
+        sharding__replicate="auto",
+        sharding__zero_stage="auto",
+        optimizer__state="auto",
+        optimizer__gradient_release="auto",
+        amp__master_weights="auto",
+        recompute__policy="auto",
+        train__compile="auto",
+    )
+    found = narrowed(open_recipe)
+    assert (found.sharding.replicate, found.sharding.zero_stage) == (1, "auto")
+    assert (found.optimizer.state, found.optimizer.gradient_release) == ("fp32", False)
+    assert (found.amp.master_weights, found.recompute.policy, found.train.compile) == ("fp32", "auto", False)
+    assert narrowed(found) == found
+    assert not deepspeed_faults(found, installed=True)
+
+
+def test_what_is_written_is_not_narrowed() -> None:
+    written = recipe_of(sharding__replicate=2, optimizer__state="8bit")
+    assert narrowed(written) == written
+
+
+def test_other_engines_keep_their_auto() -> None:
+    open_recipe = recipe_of(sharding__engine="auto", sharding__replicate="auto")
+    assert narrowed(open_recipe) is open_recipe
 
 
 @pytest.mark.parametrize("engine", ["auto", "fsdp2"])

@@ -15,7 +15,6 @@ from bigtrain.checkpoint.state import OPTIMIZER, WEIGHTS, load_weights
 from bigtrain.checkpoint.tensors import read_header, read_tensors
 from bigtrain.engine import Engine
 from bigtrain.errors import BigtrainError, CheckpointError, DataError, Interrupted, NonFiniteGradient, ResumeError
-from bigtrain.training import loop, run_files
 from bigtrain.training.build import build_plan_model
 from bigtrain.training.metrics import read_metrics
 
@@ -342,17 +341,6 @@ def test_what_is_said_while_training(
     assert "step 12/12  loss " in out
     assert "evaluation at step 12: loss " in out
     assert "than token frequencies alone (" in out
-
-
-def test_environment_names_no_secret(tiny_recipes: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_TOKEN", "s3cret")
-    plan = bigtrain.plan(bigtrain.load_recipe(tiny_recipes["bert"]))
-    assert "s3cret" not in json.dumps(run_files.environment(plan))
-
-
-def test_without_git_there_is_no_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_files.shutil, "which", lambda _name: None)
-    assert run_files.git_revision() is None
 
 
 def test_other_data_need_the_tokenizer_that_the_weights_know(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:

@@ -16,15 +16,14 @@ from bigtrain.amp.loss_scale import LossScale
 from bigtrain.amp.precision import keep
 from bigtrain.batch import Batch
 from bigtrain.errors import DataError, InputError, NonFiniteGradient
-from bigtrain.optim.exchange import Exchange, check_elementwise, connect
 from bigtrain.optim.release import Release, gradient_norm, norm_of, release
 from bigtrain.optim.schedule import learning_rate_factor, warmup_step_count
 from bigtrain.placement import find_blocks, place
 from bigtrain.planner.plan import Plan
 from bigtrain.sharding.apply import Sharded
-from bigtrain.sharding.part import Part, Shape
+from bigtrain.sharding.part import Part
 from bigtrain.sharding.tensor import TensorShared
-from bigtrain.spread import Spread, mesh_of, shard_rows, share_products
+from bigtrain.spread import Spread, connect_parts, mesh_of, offload_states, shard_rows, share_products
 from bigtrain.step_result import StepResult
 from bigtrain.world import ALONE, World, current_world
 
@@ -207,11 +206,11 @@ def global_norm(gradients: Sequence[Tensor], device: torch.device, copies: Seque
     """Return the 2-norm of all gradients together, fp32, whatever their dtypes; `copies` as in `norm_of`."""
     if not gradients:
         return torch.zeros((), device=device)
-    if device.type == "cuda":  # a kernel for many tensors, where one for each would keep the host busy
+    if gradients[0].is_cuda:  # a kernel for many tensors, where one for each would keep the host busy
         norms = torch._foreach_norm(list(gradients), 2, torch.float32)
     else:
         norms = tuple(gradient_norm(gradient) for gradient in gradients)
-    return norm_of(norms, copies)
+    return norm_of(norms, copies).to(device)
 
 
 def prepare(
@@ -226,7 +225,7 @@ def prepare(
     `optimizer` is called with the parameters once they are where they will stay: on several ranks with this rank's part
     of each, plain tensors in the order of the model's parameters. `blocks` are the model's repeated blocks or their
     class; without it, the members of the longest ModuleList are taken. A model on the meta device is initialised here.
-    The order: place, share products, precision, recompute, compile, shard, optimizer, gradient release.
+    The order: place, share products, precision, recompute, compile, shard, optimizer, offload, gradient release.
     Raises InputError for a model that has no blocks where the plan needs them, a policy list of another length, a plan
     for other ranks than these, and an optimizer that cannot keep master weights as the plan says.
     """
@@ -255,11 +254,9 @@ def prepare(
         raise InputError(
             f"amp.master_weights: {type(built).__name__} cannot keep {weights}; use bigtrain.optim, or fp32"
         )
-    if shared is not None:
-        check_elementwise(built, "sharding.tensor_parallel", "1")
-    elif sharded is not None and sharded.shards > 1:
-        wholes: dict[Tensor, Shape] = {sharded.parameters[name]: part.whole for name, part in sharded.parts.items()}
-        connect(built, Exchange(sharded.group, wholes))
+    if recipe.sharding.offload != "none":
+        offload_states(built, plan, model, sharded)
+    connect_parts(built, sharded, shared)
     for group in built.param_groups:
         group["initial_lr"] = group["lr"]
     return Engine(

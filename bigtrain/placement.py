@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from bigtrain.errors import InputError
 
-
 Keep = Callable[[nn.Parameter], object]
 Cut = Callable[[str, Tensor], Tensor]
 

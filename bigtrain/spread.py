@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
 
+from bigtrain.amp.precision import DTYPES
 from bigtrain.memory.layout import layout_of
 from bigtrain.models.shape import shared_products
+from bigtrain.optim.exchange import Exchange, check_elementwise, connect
+from bigtrain.optim.offload import keep_on_host
 from bigtrain.planner.plan import Plan
 from bigtrain.sharding.apply import Sharded, shard
-from bigtrain.sharding.part import Part
+from bigtrain.sharding.offload import narrow
+from bigtrain.sharding.part import Part, Shape
 from bigtrain.sharding.tensor import TensorShared, share
 from bigtrain.world import World
 
@@ -80,8 +86,11 @@ class Spread:
 def mesh_of(plan: Plan) -> DeviceMesh | None:
     """Return a plan's ranks in dims `replicate`, `shard` and `tensor`, those that it has; all ranks call it."""
     ranks, layout = plan.recipe.sharding.tensor_parallel, layout_of(plan.recipe, plan.world_size)
-    if plan.world_size == 1:
+    if layout.alone and ranks == 1:
         return None
+    if not dist.is_initialized():  # one process whose blocks fetch their weights from the host: a group of its own
+        backend = "gloo" if plan.hardware.kind == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     dims, names = ((), ()) if layout.alone else (layout.mesh, DATA_DIMS[-len(layout.mesh) :])
     if ranks > 1:
         dims, names = (*dims, ranks), (*names, TENSOR_DIM)
@@ -104,6 +113,28 @@ def shard_rows(model: nn.Module, plan: Plan, blocks: Sequence[nn.Module], mesh: 
         return None
     names = tuple(name for name in mesh.mesh_dim_names or () if name in DATA_DIMS)
     data = mesh if names == mesh.mesh_dim_names else mesh[names]
-    dtype = {"fp16": torch.float16}.get(recipe.amp.precision, torch.bfloat16) if layout.converting else None
+    dtype = DTYPES[recipe.amp.precision] if layout.converting else None
     reduce_dtype = torch.bfloat16 if recipe.amp.reduce == "bf16" else torch.float32
-    return shard(model, blocks, data, zero_stage=layout.zero_stage, dtype=dtype, reduce_dtype=reduce_dtype)
+    stage, offload = layout.zero_stage, layout.offload
+    return shard(model, blocks, data, zero_stage=stage, dtype=dtype, reduce_dtype=reduce_dtype, offload=offload)
+
+
+def connect_parts(optimizer: Optimizer, sharded: Sharded | None, shared: TensorShared | None) -> None:
+    """Let an optimizer of parts update them as whole parameters are updated. Raises InputError for one that cannot."""
+    if shared is not None:
+        check_elementwise(optimizer, "sharding.tensor_parallel", "1")
+    elif sharded is not None and sharded.shards > 1:
+        wholes: dict[Tensor, Shape] = {sharded.parameters[name]: part.whole for name, part in sharded.parts.items()}
+        connect(optimizer, Exchange(sharded.group, wholes))
+
+
+def offload_states(optimizer: Optimizer, plan: Plan, model: nn.Module, sharded: Sharded | None) -> None:
+    """Keep in host memory what a plan says; the device keeps weights in the dtype in which they compute."""
+    recipe, layout = plan.recipe, layout_of(plan.recipe, plan.world_size)
+    narrowed = recipe.amp.master_weights == "fp32" and layout.kept_bytes < torch.float32.itemsize
+    low = DTYPES[recipe.amp.precision] if narrowed else None
+    wide = torch.float32 if layout.alone and layout.accumulated else None
+    device = torch.device(plan.hardware.kind)
+    keep_on_host(optimizer, device, everything=layout.streaming, dtype=low, gradient_dtype=wide)
+    if low is not None and sharded is not None:
+        narrow(model, list(sharded.parameters.values()), low)

@@ -29,13 +29,13 @@ class Nodes:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
         self.agents: list[Agent] = []
         self._pool = ThreadPoolExecutor(4)
 
     def start(self, nodes: list[int], *, timeout_seconds: float = 60, **changes: Any) -> Future[int]:
         """Start the agent of one more of so many nodes, with a process or two."""
-        first = not self.agents
-        port = self.listener.getsockname()[1]
+        first, port = not self.agents, self.port
         task = {
             "run": "r",
             "run_dir": str(self.folder),

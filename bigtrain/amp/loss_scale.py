@@ -49,8 +49,10 @@ class LossScale:
         if not self.dynamic:
             return found
         inverse = self._scale.reciprocal()
-        for alike in _by_dtype(gradients):
-            torch._amp_foreach_non_finite_check_and_unscale_(alike, found, inverse)
+        for alike in _alike(gradients):
+            here = found.to(alike[0].device)  # of offloaded ones, the host
+            torch._amp_foreach_non_finite_check_and_unscale_(alike, here, inverse.to(here.device))
+            found = torch.maximum(found, here.to(found.device))
         if dist.is_initialized():
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return found
@@ -77,9 +79,9 @@ class LossScale:
         self._good_steps.fill_(state["good_steps"])
 
 
-def _by_dtype(gradients: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """Return the gradients in lists of one dtype, as the fused check wants them."""
-    alike: dict[torch.dtype, list[Tensor]] = {}
+def _alike(gradients: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Return the gradients in lists of one dtype and device, as the fused check wants them."""
+    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for gradient in gradients:
-        alike.setdefault(gradient.dtype, []).append(gradient)
+        alike.setdefault((gradient.dtype, gradient.device), []).append(gradient)
     return alike.values()

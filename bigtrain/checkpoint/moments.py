@@ -58,7 +58,7 @@ def kind_of(optimizer: Optimizer, parameter: Tensor, key: str, shape: Shape, lik
 def part_of(kind: Kind, part: Part) -> Part | None:
     """Return the part of a state that belongs to a part of a parameter; None of one that is not in parts."""
     if kind == "row":
-        return Part(part.whole[:1], part.start[:1], part.shape[:1])
+        return Part(part.whole[:1], part.start[:1], part.shape[:1], part.rows)
     return part if kind in ("moment", "cut") else None
 
 

@@ -41,17 +41,17 @@ def own_states(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Part]]:
     moments, _ = optimizer_state(engine)
     if engine.shards == 1:
         return moments, {}
-    parameters, parts = engine.parameters, engine.parts
+    parameters, parts, own = engine.parameters, engine.parts, engine.spread.own
     written: dict[str, Tensor] = {}
     found: dict[str, Part] = {}
     for full_name, value in moments.items():
         name, _, key = full_name.rpartition(".")
         kind = kind_of(engine.optimizer, parameters[name], key, tuple(value.shape), tuple(parameters[name].shape))
         part = part_of(kind, parts[name])
-        if kind != "whole" or engine.shard_rank == 0:
+        if name in own and (kind != "whole" or engine.shard_rank == 0):
             written[full_name] = value
-        if part is not None:
-            found[full_name] = part
+            if part is not None:
+                found[full_name] = part
     return written, found
 
 

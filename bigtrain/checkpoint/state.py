@@ -127,9 +127,10 @@ def held_weights(engine: Engine) -> Iterator[tuple[str, Held]]:
 
 def own_weights(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Part]]:
     """Return the weights that this rank writes, and which of them are parts: of buffers the first rank writes all."""
-    held, parts = dict(held_weights(engine)), engine.parts
+    held, own = dict(held_weights(engine)), engine.spread.own
     if engine.shards == 1:
         return {name: tensor for name, (tensor, _) in held.items()}, {}
+    parts = {name: part for name, part in engine.parts.items() if name in own}
     written = {name: tensor for name, (tensor, _) in held.items() if name in parts or engine.shard_rank == 0}
     return written, parts
 

@@ -19,7 +19,6 @@ BUILT: dict[str, tuple[object, ...]] = {
 """Keys of which only these values work; of a list, these entries. A key without a row works whole."""
 
 RUNNABLE: dict[str, tuple[object, ...]] = {
-    "sharding.offload": ("none",),
 }
 """Keys that can be planned whole, and of a plan that is to run only with these values."""
 

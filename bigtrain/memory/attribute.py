@@ -23,6 +23,8 @@ SHARDING = "FSDP::"
 """How the names begin of what `fully_shard` does around a block, but for waiting for it."""
 SUMMING = "FSDP::post_backward_accumulate"
 """Of where it makes wider sums of gradients that wait for those of other micro-batches."""
+REDUCING = "FSDP::post_backward_reduce"
+"""Of where it reduces gradients: what outlives the backward pass waits for those of other micro-batches, too."""
 SCALAR_BYTES = 8
 
 
@@ -103,10 +105,16 @@ class _Attribution:
 
     def _phase(self, allocation: Allocation) -> str:
         """Return what the step was doing; an empty text outside of steps."""
+        phase = self._phase_mark(allocation)
+        return "" if phase is None else phase.name.removeprefix(MARK)
+
+    def _phase_mark(self, allocation: Allocation) -> Operation | None:
         index = bisect_right(self._begins, allocation.begin_ns) - 1
-        if index < 0 or allocation.begin_ns > self._phases[index].end_ns:
-            return ""
-        return self._phases[index].name.removeprefix(MARK)
+        return None if index < 0 or allocation.begin_ns > self._phases[index].end_ns else self._phases[index]
+
+    def _outlives_phase(self, allocation: Allocation) -> bool:
+        phase = self._phase_mark(allocation)
+        return phase is not None and not _ends_within(allocation, phase)
 
     def _cause_and_place(self, number: int, allocation: Allocation) -> tuple[str, str]:
         above = [] if allocation.operation is None else list(allocation.operation.outwards())
@@ -117,7 +125,8 @@ class _Attribution:
             return "temporaries"
         sharding = next((operation.name for operation in above if operation.name.startswith(SHARDING)), None)
         if sharding is not None:
-            return "gradients" if sharding.startswith(SUMMING) else "communication"
+            waiting = sharding.startswith(REDUCING) and self._outlives_phase(allocation)
+            return "gradients" if waiting or sharding.startswith(SUMMING) else "communication"
         phase, operations = self._phase(allocation), _forward_operations(above)
         again = any(operation.sequence >= 0 for operation in operations)
         if phase != "forward" and not (phase == "backward" and again):

@@ -244,15 +244,16 @@ class Sharding(Around):
         self._input = hold(size, "communication")
         group.gradients.clear()
         group.sums.clear()
-        out = hold(size // layout.shards, "gradients")
+        waiting, narrowed = replicated and not self._last, layout.kept_bytes != layout.reduce_bytes
+        out = hold(size // layout.shards, "gradients" if waiting or not narrowed else "communication")
         if self._copying and layout.shards > 1:
             self._ledger.passing(size, cause="communication")
-        if replicated and not self._last:
+        if waiting:
             group.partial = group.partial or out
             return
         if replicated:
             group.reduced = out
-        if layout.kept_bytes != layout.reduce_bytes:
+        if narrowed:
             out = hold(elements // layout.shards * layout.kept_bytes, "gradients")
         if self._fetching:
             out = hold(0, "gradients")  # it is sent to the host

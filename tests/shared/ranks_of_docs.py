@@ -10,7 +10,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,16 +51,14 @@ def rows() -> list[dict[str, Any]]:
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
-def follow_accelerate(policy: str, precision: str, *, dropout: float = 0.0, batch_size: int = 4) -> dict[str, Any]:
-    """Run Accelerate's loop with a policy and a precision; return its names."""
+def follow_accelerate(policy: str, precision: str, *changes: tuple[str, str], dropout: float = 0.0) -> dict[str, Any]:
+    """Run Accelerate's loop with a policy, a precision and other changes; return its names."""
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    loop = changed(
-        loops()[0], ('"selective"', repr(policy)), ('"bf16"', repr(precision)), ("batch_size=4", f"{batch_size=}")
-    )
+    loop = changed(loops()[0], ('"selective"', repr(policy)), ('"bf16"', repr(precision)), *changes)
     names: dict[str, Any] = {"model": gpt2(dropout=dropout), "rows": rows()}
     torch.manual_seed(3)
     exec(loop, names)
@@ -99,27 +96,10 @@ def optimizer_of(recipe: Any, held: Any) -> Any:
     return build_optimizer(list(held), recipe.optimizer, master_weights=recipe.amp.master_weights)
 
 
-def why_refused(**arguments: Any) -> str:
-    """Return what Accelerate's loop says of a wrapper that does nothing, or nothing."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    given = "".join(f", {name}={name}" for name in arguments)
-    loop = changed(loops()[0], ('mixed_precision="no"', f'mixed_precision="no"{given}'))
-    with suppress(AttributeError):  # some of its plugins fail by themselves where they do not serve
-        try:
-            exec(loop, {"model": gpt2(dropout=0.0), "rows": rows(), **arguments})
-        except RuntimeError as error:
-            return str(error)
-    return ""
-
-
 def main(recipe: str, steps: int) -> None:
     """Run the loops; on several ranks each begins with a port of its own."""
     import torch
     import torch.distributed as dist
-    from accelerate import FullyShardedDataParallelPlugin
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {"engine": follow_engine(recipe, steps)["losses"]}
@@ -130,7 +110,6 @@ def main(recipe: str, steps: int) -> None:
         dist.all_reduce(losses, dist.ReduceOp.AVG)
         found[name] = losses.tolist()
         found[f"{name} wrapped in"] = type(names["model"]).__name__
-    found["refused"] = why_refused(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
     if os.environ["RANK"] == "0":
         print(json.dumps(found), flush=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from typing import NamedTuple
 
 from bigtrain.config.schema import DataSection
 from bigtrain.data.cache import cache_folder
+from bigtrain.errors import InputError
 from bigtrain.optim.kernels import nvidia_apex_present
 from bigtrain.planner.hardware import cpu, cuda_devices
 from bigtrain.units import format_bytes, format_flops
+from bigtrain.world import check_told, world_of
 
 PYTHONS = ((3, 11), (3, 13))
 TORCHES = ((2, 11), (2, 13))
@@ -46,7 +49,7 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Look at everything; takes a few seconds, since torch is started and measured in a process of its own."""
-    return [_python(), _torch(), *_devices(), *_libraries(), *_kernels(), *_room()]
+    return [_python(), _torch(), *_devices(), _ranks(), _network(), *_libraries(), *_kernels(), *_room()]
 
 
 def _python() -> Finding:
@@ -72,6 +75,8 @@ def _devices() -> Iterator[Finding]:
         yield Finding("--", "CUDA", "no device; train.device: auto means the CPU")
     else:
         yield Finding("ok", "CUDA", f"{gpus.devices} x {gpus.name}, {format_bytes(gpus.memory_bytes)} each")
+    count, what = (gpus.devices, "one for each GPU") if gpus else (1, "a CPU runs any number that is written")
+    yield Finding("ok", "processes", f"cluster.devices_per_node: auto means {count}; {what}")
     if _version("torch") is not None:
         yield from _measured(has_gpu=gpus is not None)
 
@@ -91,6 +96,38 @@ def _measured(*, has_gpu: bool) -> Iterator[Finding]:
     rates = f"fp32 {format_flops(float(fp32))}/s, bf16 {format_flops(float(bf16))}/s (measured; MFU is against it)"
     slow = float(bf16) < float(fp32)
     yield Finding("--" if slow else "ok", "matrix products", rates + ("; use amp.precision=fp32 here" if slow else ""))
+
+
+def _ranks() -> Finding:
+    """Return what the environment says of ranks: in an allocation, or a shell that a launcher has left, it may."""
+    try:
+        world = world_of(os.environ)
+        if world is None:
+            check_told(os.environ)
+            return Finding("ok", "ranks", "none in the environment; bigtrain launch starts its own")
+    except InputError as error:
+        return Finding("!!", "ranks", str(error))
+    place = f"rank {world.rank} of {world.size}, {world.local_size} on this machine"
+    return Finding("--", "ranks", f"{place}, as the environment says; bigtrain launch is that one and starts no others")
+
+
+def _network() -> Finding:
+    """Return where this machine's name leads: gloo tells that to other nodes unless it is given an interface."""
+    chosen, name = os.environ.get("GLOO_SOCKET_IFNAME"), socket.gethostname()
+    if chosen is not None:
+        there = {interface for _, interface in socket.if_nameindex()}
+        absent = [each for each in chosen.split(",") if each not in there]
+        fault = f"; there is no {absent[0]}, but {', '.join(sorted(there))}" if absent else ""
+        return Finding("!!" if absent else "ok", "network", f"GLOO_SOCKET_IFNAME={chosen}{fault}")
+    try:
+        address = socket.gethostbyname(name)
+        if not address.startswith("127."):
+            return Finding("ok", "network", f"{name} is {address}; on one node ranks meet on loopback")
+        found = f"{name} is {address}, which other nodes do not reach"
+    except OSError as error:
+        found = f"{name} has no address ({error.strerror})"
+    use = "for several nodes under torchrun or srun set GLOO_SOCKET_IFNAME; cluster.rendezvous needs none"
+    return Finding("--", "network", f"{found}; {use}")
 
 
 def _libraries() -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from bigtrain.planner.plan import Plan
 from bigtrain.sharding.apply import Sharded
 from bigtrain.sharding.part import Part
 from bigtrain.sharding.tensor import TensorShared
-from bigtrain.spread import Spread, connect_parts, mesh_of, offload_states, shard_rows, share_products
+from bigtrain.spread import Spread, connect_parts, cut_of, mesh_of, offload_states, shard_rows, share_products
 from bigtrain.step_result import StepResult
 from bigtrain.world import ALONE, World, current_world
 
@@ -219,17 +219,19 @@ def prepare(
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
     *,
     blocks: type[nn.Module] | Sequence[nn.Module] | None = None,
+    world: World | None = None,
 ) -> Engine:
     """Return an engine that trains a model as a plan says.
 
     `optimizer` is called with the parameters once they are where they will stay: on several ranks with this rank's part
     of each, plain tensors in the order of the model's parameters. `blocks` are the model's repeated blocks or their
     class; without it, the members of the longest ModuleList are taken. A model on the meta device is initialised here.
+    `world` are the ranks, without it those that this process has joined.
     The order: place, share products, precision, recompute, compile, shard, optimizer, offload, gradient release.
     Raises InputError for a model that has no blocks where the plan needs them, a policy list of another length, a plan
     for other ranks than these, and an optimizer that cannot keep master weights as the plan says.
     """
-    recipe, world = plan.recipe, current_world()
+    recipe, world = plan.recipe, world or current_world()
     if world.size != plan.world_size:
         raise InputError(
             f"the plan is for {plan.world_size} ranks, and here are {world.size}; plan with world_size={world.size}, "
@@ -237,8 +239,9 @@ def prepare(
         )
     device = torch.device(plan.hardware.kind)
     weights, accumulated = recipe.amp.master_weights, plan.accumulation_steps > 1
-    place(model, device, seed=recipe.seed, keep=partial(keep, master_weights=weights, accumulated=accumulated))
     mesh = mesh_of(plan)
+    rounds, cut = partial(keep, master_weights=weights, accumulated=accumulated), cut_of(model, plan, mesh)
+    rows = place(model, device, seed=recipe.seed, keep=rounds, cut=cut)
     in_parts = find_blocks(model, blocks) if mesh is not None else ()
     shared = share_products(model, plan, in_parts, mesh)  # of the weights of one process
     amp.apply(model, recipe.amp.precision, master_weights=weights, accumulated=accumulated)
@@ -247,7 +250,7 @@ def prepare(
     if recipe.recompute.policy != "none" or recipe.train.compile:
         compiled = compiled_as(plan) if recipe.train.compile else None
         recompute.apply(find_blocks(model, blocks), recipe.recompute.policy, device=device, compiled=compiled)
-    sharded = shard_rows(model, plan, in_parts, mesh)
+    sharded = shard_rows(model, plan, in_parts, mesh, rows)
     parameters = list(model.parameters()) if sharded is None else list(sharded.parameters.values())
     built = optimizer(parameters)
     if weights != "fp32" and getattr(built, "_master_weights", "fp32") != weights:

@@ -130,7 +130,7 @@ def profile_ranks(plan: Plan, *, as_json: bool, html: Path | None, png: Path | N
     """Profile a plan of several ranks in a process for each, and return their exit code; the first shows its memory."""
     check_runnable(plan.recipe)
     check_devices(plan)
-    plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe)))
+    plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe, aside=True)))
     options = {"as_json": as_json, "html": html and str(html), "png": png and str(png)}
     argv = python("bigtrain.profiling", str(os.getpid()), json.dumps(options))
     count = plan.world_size if started_ranks(plan.recipe) is None else 1

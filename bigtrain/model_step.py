@@ -24,6 +24,7 @@ from bigtrain.memory.trace_step import Run, Update, trace_step, trace_update
 from bigtrain.placement import find_blocks
 from bigtrain.planner.plan import Plan
 from bigtrain.recompute.policy import Policy
+from bigtrain.world import ALONE
 
 Factory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -90,12 +91,12 @@ class Subject:
         return trace_step(self._run(plan))
 
     def _run(self, plan: Plan) -> Run:
-        """Return the step of an engine that is prepared as a real one; CUDA's device is a CPU here."""
+        """Return the step of an engine that is prepared as a real one, on one rank; CUDA's device is a CPU here."""
         fake = as_fake(self.model).train()
         names = {fake.get_submodule(name): name for name in self.block_names}
-        here = dataclasses.replace(plan, hardware=dataclasses.replace(plan.hardware, kind="cpu"))
+        here = dataclasses.replace(plan, hardware=dataclasses.replace(plan.hardware, kind="cpu"), world_size=1)
         with fakes():
-            engine = prepare(fake, here, self.optimizer, blocks=list(names))
+            engine = prepare(fake, here, self.optimizer, blocks=list(names), world=ALONE)
         cuda = plan.hardware.kind == "cuda"
         if cuda:
             _batch_updates(engine.optimizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,12 @@ from bigtrain.memory.layout import layout_of
 from bigtrain.models.shape import shared_products
 from bigtrain.optim.exchange import Exchange, check_elementwise, connect
 from bigtrain.optim.offload import keep_on_host
+from bigtrain.placement import Cut
 from bigtrain.planner.plan import Plan
 from bigtrain.sharding.apply import Sharded, shard
 from bigtrain.sharding.offload import narrow
 from bigtrain.sharding.part import Part, Shape
+from bigtrain.sharding.rows import rows_of
 from bigtrain.sharding.tensor import TensorShared, share
 from bigtrain.world import World
 
@@ -97,6 +99,25 @@ def mesh_of(plan: Plan) -> DeviceMesh | None:
     return init_device_mesh(plan.hardware.kind, dims, mesh_dim_names=names)
 
 
+def cut_of(model: nn.Module, plan: Plan, mesh: DeviceMesh | None) -> Cut | None:
+    """Return what leaves this rank's rows of each parameter as it is created; None where a rank has all of it.
+
+    Not where parameters are tied, whose one part torch would create several times.
+    """
+    layout = layout_of(plan.recipe, plan.world_size)
+    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    tied = len(parameters) > len(dict(model.named_parameters()))
+    if mesh is None or layout.shards == 1 or TENSOR_DIM in (mesh.mesh_dim_names or ()) or tied:
+        return None
+    rank = mesh.get_local_rank(DATA_DIMS[-1])
+
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        part = rows_of(tuple(tensor.shape), rank, layout.shards)
+        return tensor.narrow(0, part.start[0], part.shape[0]).clone() if part.whole else tensor.clone()
+
+    return cut
+
+
 def share_products(
     model: nn.Module, plan: Plan, blocks: Sequence[nn.Module], mesh: DeviceMesh | None
 ) -> TensorShared | None:
@@ -106,8 +127,17 @@ def share_products(
     return share(model, blocks, shared_products(plan.model), mesh.get_group(TENSOR_DIM))
 
 
-def shard_rows(model: nn.Module, plan: Plan, blocks: Sequence[nn.Module], mesh: DeviceMesh | None) -> Sharded | None:
-    """Cut what a rank has by rows as a plan says, if several ranks read rows of their own."""
+def shard_rows(
+    model: nn.Module,
+    plan: Plan,
+    blocks: Sequence[nn.Module],
+    mesh: DeviceMesh | None,
+    rows: Mapping[str, Tensor] | None = None,
+) -> Sharded | None:
+    """Cut what a rank has by rows as a plan says, if several ranks read rows of their own.
+
+    `rows` are what `cut_of` has left of each parameter, where it was asked.
+    """
     recipe, layout = plan.recipe, layout_of(plan.recipe, plan.world_size)
     if mesh is None or layout.alone:
         return None
@@ -115,8 +145,16 @@ def shard_rows(model: nn.Module, plan: Plan, blocks: Sequence[nn.Module], mesh: 
     data = mesh if names == mesh.mesh_dim_names else mesh[names]
     dtype = DTYPES[recipe.amp.precision] if layout.converting else None
     reduce_dtype = torch.bfloat16 if recipe.amp.reduce == "bf16" else torch.float32
-    stage, offload = layout.zero_stage, layout.offload
-    return shard(model, blocks, data, zero_stage=stage, dtype=dtype, reduce_dtype=reduce_dtype, offload=offload)
+    return shard(
+        model,
+        blocks,
+        data,
+        zero_stage=layout.zero_stage,
+        dtype=dtype,
+        reduce_dtype=reduce_dtype,
+        offload=layout.offload,
+        rows=rows,
+    )
 
 
 def connect_parts(optimizer: Optimizer, sharded: Sharded | None, shared: TensorShared | None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
+
 import pytest
 
 from bigtrain import doctor
@@ -20,6 +23,9 @@ def test_this_machine_passes() -> None:
         "torch",
         "CPU",
         "matrix products",
+        "processes",
+        "ranks",
+        "network",
         "datasets",
         "tokenizers",
         "optimizers",
@@ -58,6 +64,7 @@ def test_a_gpu_that_torch_does_not_see_is_a_fault(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(doctor, "_RATE_SCRIPT", "print(False, 1e12, 2e12)")
     found = by_name(list(doctor._devices()))
     assert found["CUDA"].text == "2 x a GPU, 80.00 GiB each"
+    assert found["processes"].text == "cluster.devices_per_node: auto means 2; one for each GPU"
     assert found["torch and CUDA"].is_fault
 
 
@@ -71,6 +78,66 @@ def test_a_torch_that_does_not_start_is_a_fault(monkeypatch: pytest.MonkeyPatch)
 def test_slow_bf16_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_RATE_SCRIPT", "print(False, 9e10, 2e10)")
     assert by_name(list(doctor._devices()))["matrix products"].text.endswith("use amp.precision=fp32 here")
+
+
+def test_ranks_of_the_environment_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.os, "environ", {})
+    assert doctor._ranks() == Finding("ok", "ranks", "none in the environment; bigtrain launch starts its own")
+    told = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    monkeypatch.setattr(doctor.os, "environ", told)
+    assert doctor._ranks().mark == "--"
+    assert doctor._ranks().text.startswith("rank 5 of 8, 4 on this machine, as the environment says; ")
+
+
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({"RANK": "8", "WORLD_SIZE": "8"}, "no such rank; let a launcher set them, or unset them"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun has started several processes and told none its rank"),
+    ],
+)
+def test_ranks_that_cannot_be_are_a_fault(
+    environment: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.os, "environ", environment)
+    assert doctor._ranks().is_fault
+    assert text in doctor._ranks().text
+
+
+def address_of(address: str) -> Callable[[str], str]:
+    def found(_name: str) -> str:
+        if not address:
+            raise socket.gaierror(-2, "Name or service not known")
+        return address
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("address", "mark", "text"),
+    [
+        ("10.0.0.7", "ok", "node7 is 10.0.0.7; on one node ranks meet on loopback"),
+        ("127.0.1.1", "--", "node7 is 127.0.1.1, which other nodes do not reach; for several nodes "),
+        ("", "--", "node7 has no address (Name or service not known); for several nodes "),
+    ],
+)
+def test_a_name_that_other_nodes_do_not_reach_is_worth_knowing(
+    address: str, mark: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.os, "environ", {})
+    monkeypatch.setattr(doctor.socket, "gethostname", lambda: "node7")
+    monkeypatch.setattr(doctor.socket, "gethostbyname", address_of(address))
+    found = doctor._network()
+    assert found.mark == mark
+    assert found.text.startswith(text)
+
+
+def test_an_interface_for_gloo_that_is_not_there_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0")])
+    monkeypatch.setattr(doctor.os, "environ", {"GLOO_SOCKET_IFNAME": "eth0"})
+    assert doctor._network() == Finding("ok", "network", "GLOO_SOCKET_IFNAME=eth0")
+    monkeypatch.setattr(doctor.os, "environ", {"GLOO_SOCKET_IFNAME": "eth1"})
+    assert doctor._network() == Finding("!!", "network", "GLOO_SOCKET_IFNAME=eth1; there is no eth1, but eth0, lo")
 
 
 def test_little_room_is_worth_knowing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def slow_recipe(tmp_path: Path, corpus_file: Path) -> Path:
     path.write_text(
         f"model: {{family: gpt, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}}\n"
         f"data: {{source: {corpus_file}, vocab_size: 300, sequence_length: 32, validation_fraction: 0.1}}\n"
-        f"train: {{objective: clm, global_batch_size: 64, micro_batch_size: 1, steps: 100000, eval_every: null,\n"
+        f"train: {{objective: clm, global_batch_size: 32, micro_batch_size: 1, steps: 100000, eval_every: null,\n"
         f"        dropout: 0, device: cpu}}\n"
         f"optimizer: {{learning_rate: 1e-3, schedule: constant, warmup_steps: 10}}\n"
         f"sharding: {{zero_stage: 3}}\n"

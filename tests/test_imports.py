@@ -46,8 +46,12 @@ LEAN = (
     "recipe_commands.py",
     "recompute/policy.py",
     "rendering/*.py",
+    "rendezvous.py",
     "sharding/*cost.py",
+    "slurm.py",
+    "spawner.py",
     "units.py",
+    "world.py",
 )
 """Files that must be importable without the heavy libraries, as patterns below bigtrain/."""
 

@@ -17,16 +17,17 @@ from bigtrain.errors import BigtrainError, DataError, Fault
 PACKAGE_PARENT = Path(__file__).parents[2]
 FAULTS_FD = "BIGTRAIN_FAULTS_FD"
 """The child writes its faults to this descriptor, since standard error is for the one who prints them."""
+STANDARD_ERROR = 2
 
 
-def ensure_prepared(recipe: Recipe) -> Corpus:
+def ensure_prepared(recipe: Recipe, *, aside: bool = False) -> Corpus:
     """Open a recipe's corpus; where there is none yet, let a child process make it first.
 
-    `datasets`, pyarrow and `tokenizers` are never loaded here. The child shows its progress on standard output and
-    ends when this process does. Raises DataError with the child's faults.
+    `datasets`, pyarrow and `tokenizers` are never loaded here. The child shows its progress on standard output, or
+    `aside` on standard error, and ends when this process does. Raises DataError with the child's faults.
     """
     if not is_prepared(corpus_folder(recipe)):
-        _prepare_in_child(recipe)
+        _prepare_in_child(recipe, STANDARD_ERROR if aside else None)
     return open_corpus(recipe)
 
 
@@ -36,12 +37,13 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": found}
 
 
-def _prepare_in_child(recipe: Recipe) -> None:
+def _prepare_in_child(recipe: Recipe, output: int | None) -> None:
     reading, writing = os.pipe()
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "bigtrain.data"],
         bufsize=0,
         stdin=subprocess.PIPE,
+        stdout=output,
         pass_fds=[writing],
         env={**child_environment(), FAULTS_FD: str(writing)},
     )

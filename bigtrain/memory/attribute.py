@@ -159,13 +159,16 @@ class _Attribution:
         )
 
     def _place(self, above: Sequence[Operation]) -> str:
+        node = -1
         for operation in above:
+            if operation.is_backward and operation.sequence >= 0:
+                node = operation.sequence  # that of hooks' nodes is not on what surrounds them
             if operation.name.startswith(MARK + BLOCK):
                 return operation.name.removeprefix(MARK + BLOCK)
             if operation.name.startswith(SHARDING) and operation.name.endswith(")"):
                 return operation.name.rpartition("(")[2].rstrip(")")
             if operation.name.startswith(NODE):
-                return self._blocks.get(operation.sequence, "")
+                return self._blocks.get(node, "")
         return ""
 
 

@@ -43,7 +43,7 @@ def profile_recipe(plan: Plan, *, steps: int = LEAST_STEPS) -> Profile:
         raise InputError(f"profile: {steps} steps do not show the peak; take at least {LEAST_STEPS}")
     check_runnable(plan.recipe)
     with joined(kind=plan.hardware.kind, timeout_seconds=plan.recipe.cluster.timeout) as world, runtime(plan):
-        loader = build_loader(plan, ensure_prepared(plan.recipe), world)
+        loader = build_loader(plan, ensure_prepared(plan.recipe, aside=True), world)
         plan = plan.with_rows(loader.rows)
         with closing(loader):
             measured = Steps(

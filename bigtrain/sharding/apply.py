@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,12 +93,14 @@ def shard(
     dtype: torch.dtype | None = None,
     reduce_dtype: torch.dtype = torch.float32,
     offload: str = "none",
+    rows: Mapping[str, Tensor] | None = None,
 ) -> Sharded:
     """Cut each parameter of a model by rows over the mesh's last dim; a first one of two dims holds replicas.
 
     `blocks` are gathered one by one, what is outside of them together. `dtype` is what parameters compute in where that
     is not what they are kept in. With `offload` "all" this rank's parts and their gradients are in host memory; blocks
-    fetch theirs. Precision and recomputation are applied before, the optimizer is made afterwards, of
+    fetch theirs. `rows` are this rank's of each parameter of a model on the meta device, which then is never whole
+    anywhere; it may have no tied parameters. Precision and recomputation are applied before, the optimizer is made afterwards, of
     `local_parameters`. Raises InputError for a stage that does not exist, and for another mesh.
     """
     if zero_stage not in STAGES:
@@ -111,12 +113,24 @@ def shard(
     for block in blocks:
         fully_shard(block, mesh=mesh, **policies, reshard_after_forward=zero_stage in RESHARDING_STAGES)
     root = fully_shard(model, mesh=mesh, **policies, reshard_after_forward=False)
+    if rows:
+        _fill(model, torch.device("cpu" if offload == "all" else mesh.device_type), rows)
     if offload == "all":
         pin(model, torch.device(mesh.device_type))
     for method in OTHER_FORWARDS:
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
     return Sharded(root, mesh, zero_stage)
+
+
+def _fill(model: nn.Module, device: torch.device, rows: Mapping[str, Tensor]) -> None:
+    """Create this rank's parts of a sharded model on the meta device; buffers stay what they are."""
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    model.to_empty(device=device)
+    for module, kept in buffers:
+        module._buffers.update(kept)
+    for name, parameter in model.named_parameters():
+        _local(parameter.detach()).copy_(rows[name])
 
 
 def local_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigtrain.config.checks import batch_faults, recipe_faults, world_sizes
+from bigtrain.config.checks import batch_faults, node_counts, recipe_faults, world_sizes
 from bigtrain.config.load import read_recipe
 
 RECIPE = b"""\
@@ -87,6 +87,18 @@ def test_a_fitting_recipe_has_no_faults():
         ),
         ("cluster.nodes=4:2", "command line: cluster.nodes: '4:2' has the least above the most; write '2:4'"),
         (
+            "cluster.devices_per_node=1 cluster.nodes=2:4",
+            "command line: train.global_batch_size: 32 is not divisible by 2, 3 and 4 ranks; nearest that are: 24, 36",
+        ),
+        (
+            "cluster.devices_per_node=1 cluster.nodes=8:999",
+            "command line: train.global_batch_size: 32 is not divisible by 8, 9, ... and 999 ranks; no number is; name fewer nodes",
+        ),
+        (
+            "cluster.rendezvous=node1",
+            "command line: cluster.rendezvous: 'node1' is not host:port; write the name of a node and a free port, such as node1:29400",
+        ),
+        (
             "data.source=no/such/folder",
             "command line: data.source: no such file or folder: 'no/such/folder'; name a folder, a file, a hub id or 'embedded'",
         ),
@@ -109,7 +121,9 @@ def test_faults(overrides, line, tmp_path, monkeypatch):
     "overrides",
     [
         "train.micro_batch_size=8",
-        "cluster.devices_per_node=4 cluster.nodes=2:4",
+        "cluster.devices_per_node=4 cluster.nodes=1:2",
+        "cluster.nodes=2 cluster.rendezvous=node1:29400",
+        'cluster.rendezvous="[fd00::1]:29400"',
         "optimizer.warmup_steps=100",
         "optimizer.warmup_steps=100%",
         "train.epochs=0.5 optimizer.warmup_steps=1M",
@@ -158,8 +172,9 @@ def test_lengths_in_the_file_name_the_line_of_the_second():
         ("cluster.devices_per_node=8", [8]),
         ("train.device=cuda", []),
         ("cluster.nodes=3 cluster.devices_per_node=2", [6]),
-        ("cluster.nodes=2:4 cluster.devices_per_node=8", [16, 32]),
-        ("cluster.nodes=2:4 train.device=cpu", [2, 4]),
+        ("cluster.nodes=2:4 cluster.devices_per_node=8", [16, 24, 32]),
+        ("cluster.nodes=2:4 train.device=cpu", [2, 3, 4]),
+        ("cluster.nodes=4:2 train.device=cpu", []),
     ],
 )
 def test_world_sizes(overrides, sizes):
@@ -178,3 +193,9 @@ def test_the_nearest_batch_sizes_divide(total, micro, ranks):
         near = [int(size) for size in sizes.split(", ")]
         assert all(size % share == 0 and abs(size - total) < share for size in near)
         assert all(total % (int(size) * math.lcm(*ranks)) == 0 for size in micro_sizes.split(", ") if size)
+
+
+@given(st.integers(1, 50), st.integers(0, 9))
+def test_every_number_of_nodes_between_the_ends_counts(least, more):
+    assert node_counts(f"{least}:{least + more}") == list(range(least, least + more + 1))
+    assert node_counts(least) == [least]

@@ -37,7 +37,6 @@ def test_rows_name_keys_and_values_that_exist_and_admit_the_default(key):
         "checkpoint.asynchronous=true",
         "logging.sample_every=5",
         "logging.trackers=[tensorboard, wandb]",
-        "cluster.rendezvous=host:29500",
         "cluster.timeout=30s",
     ],
 )
@@ -85,8 +84,6 @@ def test_accepted(override):
         "sharding.zero_stage=3",
         "sharding.offload=optimizer",
         "sharding.replicate=2",
-        "cluster.nodes=2",
-        "cluster.nodes=2:4",
         "cluster.devices_per_node=2",
     ],
 )

@@ -70,6 +70,11 @@ def test_one_rank_shards_nothing_unless_asked() -> None:
     assert {(choice.zero_stage, choice.replicate) for choice in asked} == {(3, 1)}
 
 
+def test_micro_batches_divide_at_each_number_of_nodes() -> None:
+    written = ("cluster.nodes=2:4", "cluster.devices_per_node=2", "train.global_batch_size=96", "sharding.zero_stage=0")
+    assert values("micro_batch_size", settings(recipe(*written), CUDA, 4)) == [1, 2, 4]  # 24, 16, 12 rows a rank
+
+
 def test_layouts_of_two_nodes() -> None:
     found = settings(recipe("cluster.devices_per_node=8"), CUDA, 16)
     layouts = {(choice.zero_stage, choice.replicate) for choice in found}

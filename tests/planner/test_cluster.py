@@ -7,7 +7,7 @@ import pytest
 from bigtrain.config.load import load_recipe
 from bigtrain.config.schema import Recipe
 from bigtrain.errors import RecipeError
-from bigtrain.planner.cluster import placed
+from bigtrain.planner.cluster import for_fewest_nodes, placed, regrouped
 
 
 def recipe_of(*overrides: str) -> Recipe:
@@ -67,3 +67,50 @@ def test_too_few_rows_say_what_to_write() -> None:
     with pytest.raises(RecipeError) as other:
         placed(recipe_of(), 3)
     assert "write" not in str(other.value)
+
+
+def elastic(*overrides: str) -> Recipe:
+    return recipe_of("train.global_batch_size=4800", "cluster.nodes=2:5", "cluster.devices_per_node=4", *overrides)
+
+
+@pytest.mark.parametrize("ranks", [8, 12, 16, 20])
+def test_a_range_stays_where_it_allows_the_machines(ranks: int) -> None:
+    recipe, found = placed(elastic(), ranks)
+    assert found == ranks and layout(recipe) == ("2:5", 4)
+    assert layout(placed(elastic(), 24)[0]) == (6, 4)
+
+
+def test_each_number_of_machines_of_a_range_is_to_divide_the_batch() -> None:
+    with pytest.raises(RecipeError, match="4096 is not divisible by 2, 3, 4 and 5 ranks; nearest that are: 4080, 4140"):
+        placed(recipe_of("cluster.nodes=2:5", "train.device=cuda"), None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "replicate", "expected"),
+    [
+        (0, 8, [8, 12, 16, 20]),  # each rank a whole model
+        (3, 1, [1, 1, 1, 1]),  # all one model
+        (3, 2, [2, 3, 4, 5]),  # each machine one
+        (2, 4, [4, 6, 8, 10]),  # each pair one
+        (1, 8, [8, 12, 16, 20]),
+    ],
+)
+def test_more_machines_are_more_groups_of_the_same_size(stage: int, replicate: int, expected: list[int]) -> None:
+    written = elastic(f"sharding.zero_stage={stage}", f"sharding.replicate={replicate}")
+    found = [placed(written, ranks)[0] for ranks in (8, 12, 16, 20)]
+    assert [recipe.sharding.replicate for recipe in found] == expected
+    fewest = [for_fewest_nodes(recipe, ranks) for recipe, ranks in zip(found, (8, 12, 16, 20), strict=True)]
+    assert {recipe.sharding.replicate for recipe in fewest} == {replicate}
+
+
+def test_a_group_that_does_not_divide_becomes_all_ranks() -> None:
+    recipe = recipe_of("sharding.zero_stage=3", "sharding.replicate=3")
+    assert regrouped(recipe, 12, 6).sharding.replicate == 1
+    assert regrouped(recipe, 12, 16).sharding.replicate == 4
+
+
+def test_what_is_open_or_no_range_stays() -> None:
+    recipe = recipe_of("sharding.zero_stage=3", "sharding.replicate=2", "cluster.nodes=2")
+    assert for_fewest_nodes(recipe, 64) is recipe
+    opened = recipe_of("sharding.zero_stage=auto")
+    assert regrouped(opened, 2, 4) is opened

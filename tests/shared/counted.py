@@ -18,7 +18,7 @@ KINDS = {"_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scat
 class Sent(TorchDispatchMode):
     """Counts collectives of tensors by kind and number of ranks, and the bytes that a ring makes a rank send.
 
-    Numbers that ranks tell each other on the host, fp64 and a few, are left out.
+    What ranks agree on are left out: fp64 numbers, which no parameter is, and single ones.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Sent(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kind = KINDS.get(func._schema.name.removeprefix("c10d::"))
-        if kind is not None and all(tensor.dtype != torch.float64 for tensor in tensors_of(args)):
+        if kind is not None and all(t.dtype != torch.float64 and t.ndim for t in tensors_of(args)):
             ranks, size = group_of(args).size(), max(map(size_of, tensors_of(args)))
             self.calls[f"{kind} {ranks}"] += 1
             self.bytes[f"{kind} {ranks}"] += (2 if kind == "all_reduce" else 1) * size * (ranks - 1) // ranks

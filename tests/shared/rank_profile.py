@@ -1,4 +1,4 @@
-"""A profile on one of several ranks, and what it sends in a step: `rank_profile.py CASES`, its place in the environment.
+"""A profile on one of several ranks, and what it sends: `rank_profile.py CASES`, its place in the environment.
 
 CASES is a file with a list of recipes without `auto`. The first rank prints, for each, what every rank found, as a line
 of JSON.
@@ -42,7 +42,7 @@ def before_update(recording: Any, step: str) -> int:
 
 
 def sent(plan: Any, world: Any) -> dict[str, dict[str, int]]:
-    """Return the number of collectives of parameters and gradients in a second step by kind and ranks, and their bytes."""
+    """Return the collectives of parameters and gradients in a second step and their bytes, by kind and ranks."""
     from counted import Sent
 
     from bigtrain.data.ensure import ensure_prepared

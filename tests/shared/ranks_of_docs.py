@@ -89,6 +89,28 @@ def follow_engine(recipe: str, steps: int) -> dict[str, Any]:
     return names
 
 
+def follow_planned_model() -> list[float]:
+    """Run the loop of one's own with a model that no recipe describes; return its losses."""
+    from functools import partial
+
+    import torch
+
+    whole = {name: torch.stack([row[name] for row in rows()[:8]]) for name in ("input_ids", "labels")}
+
+    def batches(rank: int, size: int) -> Iterator[Any]:
+        share = 8 // size
+        for _ in range(3):
+            yield {name: tensor[rank * share : (rank + 1) * share] for name, tensor in whole.items()}
+
+    asked = 'model, sample, world_size=world.size, global_batch_size=8, micro_batch_size=2, device="cpu", causal=True'
+    planned = ("bigtrain.plan(recipe, world_size=world.size)", f"bigtrain.plan_model({asked})")
+    optimizer = partial(torch.optim.AdamW, lr=1e-2)
+    names = {"model": gpt2(dropout=0.0), "optimizer": optimizer, "batches": batches, "sample": whole}
+    exec(changed(loops()[1], planned), names)
+    losses: list[float] = names["losses"]
+    return losses
+
+
 def optimizer_of(recipe: Any, held: Any) -> Any:
     """Return the optimizer of a recipe on parameters that it is given."""
     from bigtrain.optim.build import build_optimizer
@@ -104,12 +126,18 @@ def main(recipe: str, steps: int) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {"engine": follow_engine(recipe, steps)["losses"]}
     os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    found["planned"] = follow_planned_model()
+    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
     for name, policy, precision in (("plain", "none", "fp32"), ("full", "full", "fp32"), ("bf16", "selective", "bf16")):
         names = follow_accelerate(policy, precision)
         losses = torch.stack(names["losses"]).double()
         dist.all_reduce(losses, dist.ReduceOp.AVG)
         found[name] = losses.tolist()
         found[f"{name} wrapped in"] = type(names["model"]).__name__
+    try:
+        follow_accelerate("none", "fp32", ("cpu=not torch.cuda.is_available()", "cpu=False"))
+    except RuntimeError as error:
+        found["refused"] = str(error)
     if os.environ["RANK"] == "0":
         print(json.dumps(found), flush=True)
 

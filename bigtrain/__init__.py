@@ -24,10 +24,11 @@ from bigtrain.errors import (
 if TYPE_CHECKING:
     from bigtrain.config.load import load_recipe
     from bigtrain.config.schema import Recipe
-    from bigtrain.engine import Engine, prepare
+    from bigtrain.engine import Engine
     from bigtrain.launcher import launch
     from bigtrain.planner.plan import Plan, plan
     from bigtrain.planning_model import plan_model
+    from bigtrain.preparation import prepare
     from bigtrain.profiling import profile
     from bigtrain.step_result import StepResult
     from bigtrain.training.loop import train
@@ -68,7 +69,7 @@ _HOMES = {
     "load_recipe": "config.load",
     "plan": "planner.plan",
     "plan_model": "planning_model",
-    "prepare": "engine",
+    "prepare": "preparation",
     "profile": "profiling",
     "train": "training.loop",
 }

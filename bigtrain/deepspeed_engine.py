@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from bigtrain import amp, recompute
 from bigtrain.amp.loss_scale import LossScale
 from bigtrain.amp.precision import keep
-from bigtrain.engine import Engine, Schedule, schedule_of
+from bigtrain.engine import Engine, Schedule, check_ranks, schedule_of
 from bigtrain.errors import RecipeError
 from bigtrain.placement import find_blocks, place
 from bigtrain.planner.plan import Plan
@@ -52,6 +53,10 @@ class DeepSpeedEngine(Engine):
         )
         self._held = held
 
+    def laid_out(self, *, changed: bool = False) -> AbstractContextManager[None]:
+        """Turn DeepSpeed's flat cuts into rows, as long as this lasts."""
+        return self._held.laid_out(changed=changed)
+
     def backward(self, loss: Any) -> None:
         """Add the gradients of a micro-batch, weighted; `loss` is its mean loss or an output that has a `.loss`."""
         mean: Tensor = loss if isinstance(loss, Tensor) else loss.loss
@@ -82,6 +87,7 @@ def prepare(
     recipe, world = plan.recipe, current_world()
     if faults := deepspeed_faults(recipe):
         raise RecipeError(*faults)
+    check_ranks(plan, world)
     device = torch.device(plan.hardware.kind)
     place(model, device, seed=recipe.seed, keep=partial(keep, master_weights="fp32", accumulated=False))
     amp.apply(model, recipe.amp.precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from bigtrain.amp.loss_scale import LossScale
 from bigtrain.amp.precision import keep
 from bigtrain.batch import Batch
 from bigtrain.errors import DataError, InputError, NonFiniteGradient
-from bigtrain.optim.release import Release, gradient_norm, norm_of, release
+from bigtrain.optim.release import Release, global_norm, release
 from bigtrain.optim.schedule import learning_rate_factor, warmup_step_count
 from bigtrain.placement import find_blocks, place
 from bigtrain.planner.plan import Plan
@@ -91,6 +92,10 @@ class Engine:
     def writes(self) -> bool:
         """Tell whether this rank writes its parts down: the first of those that have the same ones does."""
         return self.world.rank < self.shards
+
+    def laid_out(self, *, changed: bool = False) -> AbstractContextManager[None]:
+        """Have parameters and states as `parts` say, which they are but with DeepSpeed; `changed` says to change them."""
+        return nullcontext()
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
         """Yield what each forward pass gets, on the model's device; packed rows come out unpadded.
@@ -202,17 +207,6 @@ CLIPPED_RELEASE = (
 )
 
 
-def global_norm(gradients: Sequence[Tensor], device: torch.device, copies: Sequence[int] = ()) -> Tensor:
-    """Return the 2-norm of all gradients together, fp32, whatever their dtypes; `copies` as in `norm_of`."""
-    if not gradients:
-        return torch.zeros((), device=device)
-    if gradients[0].is_cuda:  # a kernel for many tensors, where one for each would keep the host busy
-        norms = torch._foreach_norm(list(gradients), 2, torch.float32)
-    else:
-        norms = tuple(gradient_norm(gradient) for gradient in gradients)
-    return norm_of(norms, copies).to(device)
-
-
 def prepare(
     model: nn.Module,
     plan: Plan,
@@ -232,11 +226,7 @@ def prepare(
     for other ranks than these, and an optimizer that cannot keep master weights as the plan says.
     """
     recipe, world = plan.recipe, world or current_world()
-    if world.size != plan.world_size:
-        raise InputError(
-            f"the plan is for {plan.world_size} ranks, and here are {world.size}; plan with world_size={world.size}, "
-            "or start it with `bigtrain launch`, or with torchrun and inside of `with bigtrain.joined():`"
-        )
+    check_ranks(plan, world)
     device = torch.device(plan.hardware.kind)
     weights, accumulated = recipe.amp.master_weights, plan.accumulation_steps > 1
     mesh = mesh_of(plan)
@@ -274,6 +264,15 @@ def prepare(
         shared=shared,
         world=world,
     )
+
+
+def check_ranks(plan: Plan, world: World) -> None:
+    """Raise InputError if a plan is for other ranks than these."""
+    if world.size != plan.world_size:
+        raise InputError(
+            f"the plan is for {plan.world_size} ranks, and here are {world.size}; plan with world_size={world.size}, "
+            "or start it with `bigtrain launch`, or with torchrun and inside of `with bigtrain.joined():`"
+        )
 
 
 def compiled_as(plan: Plan) -> Literal["whole", "parts"]:

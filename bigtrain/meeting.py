@@ -6,9 +6,10 @@ Torch's own agent is not used: it knows only that processes succeeded or failed,
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -82,7 +83,6 @@ class Meeting:
         timeout_seconds: float,
     ) -> None:
         """Connect, as one of so many nodes. Raises InputError if what listens there is no launcher."""
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
         from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
         from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 
@@ -90,13 +90,10 @@ class Meeting:
         self._place, self._least, self._timeout_seconds = place, nodes[0], timeout_seconds
         timeout = timedelta(seconds=timeout_seconds)
         try:
-            with _lost():
-                self._store = TCPStore(
-                    address, port, None, self.host, timeout, wait_for_workers=False, master_listen_fd=listener
-                )
-        except Lost as error:
-            text = f"cluster.rendezvous: {place}: what listens there is no launcher of bigtrain"
-            raise InputError(f"{text} ({str(error).splitlines()[0]}); name another port") from None
+            self._store = _store_at(address, port, listener, timeout)
+        except Lost:
+            text = f"cluster.rendezvous: {place}: what listens there does not answer as a launcher does"
+            raise InputError(f"{text} within {timeout_seconds:g} s (cluster.timeout); name another port") from None
         self._rendezvous = DynamicRendezvousHandler.from_backend(
             run,
             self._store,
@@ -199,6 +196,27 @@ class Meeting:
             code = int(self._store.get(CODE))
             self._store.add(ENDED, 1)
         return code
+
+
+def _store_at(address: str, port: int, listener: int | None, timeout: timedelta) -> Any:
+    """Return the store that nodes share. Raises Lost: torch itself would wait for ever for what never answers."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    found: list[Any] = []
+
+    def connect() -> None:
+        first = listener is not None
+        with suppress(Lost), _lost():
+            found.append(
+                TCPStore(address, port, None, first, timeout, wait_for_workers=False, master_listen_fd=listener)
+            )
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout.total_seconds())
+    if not found:
+        raise Lost
+    return found[0]
 
 
 @contextmanager

@@ -147,7 +147,9 @@ def check_told(environment: Mapping[str, str]) -> None:
         raise InputError(f"environment: {text}; use torchrun, or set {', '.join(NAMES)}, MASTER_ADDR and MASTER_PORT")
     # Accelerate's launcher sets both where it was asked for several processes and starts one.
     if "ACCELERATE_USE_CPU" in environment and "MASTER_ADDR" in environment:
-        text = "ACCELERATE_USE_CPU and MASTER_ADDR, but no RANK: accelerate launch --cpu starts one process, however many"
+        text = (
+            "ACCELERATE_USE_CPU and MASTER_ADDR, but no RANK: accelerate launch --cpu starts one process, however many"
+        )
         raise InputError(f"environment: {text} it is asked for; use accelerate launch --multi_gpu, or torchrun")
 
 

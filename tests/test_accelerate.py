@@ -119,6 +119,13 @@ def test_low_precision_comes_from_amp_and_not_from_accelerate() -> None:
 
 
 @pytest.mark.slow
+def test_a_loop_of_ones_own_needs_no_launcher(recipe: str, launched: list[float]) -> None:
+    names = follow_engine(recipe, STEPS)
+    assert names["world"].size == 1
+    assert names["losses"] == pytest.approx(launched, rel=TOLERANCE)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what Accelerate does where there is no GPU")
 def test_processes_that_accelerate_leaves_alone_are_refused(two_ranks: dict[str, Any]) -> None:
     assert two_ranks["refused"] == "2 processes, and Accelerate trains a GPT2LMHeadModel on 1"
@@ -146,13 +153,6 @@ def test_a_loop_of_ones_own_on_two_processes_is_the_shipped_one(
 ) -> None:
     assert two_ranks["engine"] == launched
     assert len(launched) == STEPS
-
-
-@pytest.mark.slow
-def test_a_loop_of_ones_own_needs_no_launcher(recipe: str, launched: list[float]) -> None:
-    names = follow_engine(recipe, STEPS)
-    assert names["world"].size == 1
-    assert names["losses"] == pytest.approx(launched, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("shown", ["recipes/absent.yaml", "for "])

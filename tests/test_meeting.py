@@ -22,10 +22,10 @@ BEATS, LAST_CALL = module.BEAT_SECONDS, module.LAST_CALL_SECONDS
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have nodes tell every second that they are there, and no store but ours."""
+    """Have nodes tell every two seconds that they are there, and no store but ours."""
     for name, value in module.QUIET.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(module, "BEAT_SECONDS", 1)
+    monkeypatch.setattr(module, "BEAT_SECONDS", 2)
     monkeypatch.setattr(module, "LAST_CALL_SECONDS", 1)
     monkeypatch.setattr(module, "PARTING_SECONDS", 0.5)
 
@@ -160,5 +160,5 @@ def test_without_the_host_nothing_is_answered(meet: Meet, monkeypatch: pytest.Mo
 def test_what_listens_there_may_be_something_else() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         place = ("node1:1", "127.0.0.1", other.getsockname()[1], "127.0.0.1", None)
-        with pytest.raises(InputError, match=r"cluster.rendezvous: node1:1: what listens there is no launcher of big"):
+        with pytest.raises(InputError, match=r"cluster.rendezvous: node1:1: what listens there does not answer as"):
             Meeting(*place, run="r", nodes=[2], timeout_seconds=1)

@@ -10,7 +10,6 @@ import json
 import math
 import random
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +30,8 @@ SCALARS = 300
 """Bytes of them, and of the gradient of a bias that selective recomputation in BERT makes sooner than predicted."""
 ROWS = 2
 """Of a micro-batch."""
+SECONDS = 600
+"""For all cases of a world size; two idle cores take a tenth of it."""
 LENGTH, VOCABULARY = 64, {"bert": 120, "gpt": 300, "llama": 300}
 KEPT = ("weights", "master_weights", "optimizer_state")
 
@@ -87,6 +88,7 @@ CASES: dict[int, dict[str, Case]] = {
         "adafactor 3": Case("bert", 3, optimizer="adafactor"),
     },
 }
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 60)]
 ALL = [(world, name) for world, cases in CASES.items() for name in cases]
 
 
@@ -139,24 +141,36 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+Found = dict[str, list[dict[str, Any]]]
+"""By case, what every rank finds."""
 Told = Callable[[int, str], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def told(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """Return what tells what every rank finds in a case; one group of processes goes through all of a world size."""
-
-    @cache
-    def found(world: int) -> dict[str, list[dict[str, Any]]]:
-        file, cases = tmp_path_factory.mktemp("ranks") / "cases.json", CASES[world]
-        recipes = [recipe_of(world, case, corpus) for case in cases.values()]
-        file.write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes]))
-        return {name: one["ranks"] for name, one in zip(cases, told_by_first(SCRIPT, file, world), strict=True)}
-
-    return lambda world, name: found(world)[name]
+def two(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return found(2, corpus, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def four(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return found(4, corpus, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture
+def told(request: pytest.FixtureRequest) -> Told:
+    """Return what tells what every rank finds in a case."""
+    return lambda world, name: request.getfixturevalue({2: "two", 4: "four"}[world])[name]
+
+
+def found(world: int, corpus: Path, folder: Path) -> Found:
+    """Let one group of processes go through all cases of a world size."""
+    file, cases = folder / "cases.json", CASES[world]
+    recipes = [recipe_of(world, case, corpus) for case in cases.values()]
+    file.write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes]))
+    lines = told_by_first(SCRIPT, file, world, seconds=SECONDS)
+    return {name: one["ranks"] for name, one in zip(cases, lines, strict=True)}
+
+
 @pytest.mark.parametrize(("world", "name"), ALL)
 def test_the_first_rank_holds_what_is_predicted(told: Told, corpus: Path, world: int, name: str) -> None:
     case, first = CASES[world][name], told(world, name)[0]
@@ -168,7 +182,6 @@ def test_the_first_rank_holds_what_is_predicted(told: Told, corpus: Path, world:
     assert abs(first["error"]) <= TOLERANCE
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("world", "name"), ALL)
 def test_no_rank_holds_more(told: Told, world: int, name: str) -> None:
     """All have room for as much as the first, whose weights and gradients they hold; states are of what they have."""
@@ -180,7 +193,6 @@ def test_no_rank_holds_more(told: Told, world: int, name: str) -> None:
         assert sum(other["measured"].values()) <= sum(first["predicted"].values()) * (1 + TOLERANCE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("world", "name"), ALL)
 def test_causes_and_blocks_are_told_apart(told: Told, world: int, name: str) -> None:
     first = told(world, name)[0]
@@ -189,7 +201,6 @@ def test_causes_and_blocks_are_told_apart(told: Told, world: int, name: str) -> 
         assert block["measured_bytes"] == pytest.approx(block["predicted_bytes"], abs=SCALARS), block["name"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("world", "name"), [(w, name) for w, name in ALL if CASES[w][name].optimizer == "adamw"])
 def test_each_rank_sends_what_is_predicted(told: Told, corpus: Path, world: int, name: str) -> None:
     calls, sent = sent_in_a_step(recipe_of(world, CASES[world][name], corpus), world)
@@ -198,7 +209,6 @@ def test_each_rank_sends_what_is_predicted(told: Told, corpus: Path, world: int,
         assert rank["bytes"] == pytest.approx(sent, rel=1e-4)  # of each collective a whole number of bytes
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "times"), [("plain 0", 1), ("plain 1", 1), ("plain 2", 1), ("deep 3", 1.5)])
 def test_the_volumes_of_zero(told: Told, corpus: Path, name: str, times: float) -> None:
     """Of one micro-batch, beside those of a sum over ranks (Rajbhandari et al. 2020, arXiv 1910.02054, section 7)."""

@@ -60,13 +60,18 @@ def own(recipe: Path) -> Path:
 
 
 @pytest.mark.slow
+def test_there_is_a_run_to_compare_with(own: Path) -> None:
+    """Two processes of the own launcher, with losses of four steps and two evaluations."""
+    assert len(losses(own)) == 6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_the_run_is_that_of_the_own_launcher(name: str, recipe: Path, own: Path) -> None:
     run = recipe.parent / name
     ended = start(LAUNCHERS[name], "launch", str(recipe), "--run-dir", str(run))
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert losses(run) == losses(own)
-    assert len(losses(run)) == 6
     (headline,) = (line for line in ended.stdout.splitlines() if "4 steps of" in line)
     assert ", on 2 x " in headline
     assert ended.stdout.count(": done; look at ") == 1
@@ -77,11 +82,11 @@ def test_the_run_is_that_of_the_own_launcher(name: str, recipe: Path, own: Path)
 @pytest.mark.slow
 def test_wrong_input_ends_each_process_with_2_and_torchrun_with_1(recipe: Path) -> None:
     run = recipe.parent / "wrong"
-    ended = start(TORCHRUN, "launch", str(recipe), "cluster.devices_per_node=3", "--run-dir", str(run))
+    ended = start(TORCHRUN, "launch", str(recipe), "cluster.devices_per_node=4", "--run-dir", str(run))
     assert ended.returncode == 1
     assert "exitcode  : 2 " in ended.stderr
     said = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    text = "3, but 2 processes were started here (LOCAL_WORLD_SIZE); use 2, or auto"
+    text = "4, but 2 processes were started here (LOCAL_WORLD_SIZE); use 2, or auto"
     assert set(said) == {f"error: command line: cluster.devices_per_node: {text}"}
     assert not run.exists()
 

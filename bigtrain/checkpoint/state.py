@@ -58,6 +58,10 @@ class TrainState:
 
         On several ranks all call this together. Those that have a whole model between them write a file each.
         """
+        with self.engine.laid_out():
+            return self._save(store, texts)
+
+    def _save(self, store: CheckpointStore, texts: Mapping[str, str]) -> Path:
         engine = self.engine
         counts = {
             "step": self.step,
@@ -90,7 +94,8 @@ class TrainState:
             raise CheckpointError(f"{folder}: {text}; start a new run with train.init_from={folder}")
         self.load_weights(folder)
         used_format = counts.get("optimizer_format", state_format(self.engine))
-        load_optimizer(self.engine, StoredTensors(folder, OPTIMIZER), counts["optimizer"], used_format)
+        with self.engine.laid_out(changed=True):
+            load_optimizer(self.engine, StoredTensors(folder, OPTIMIZER), counts["optimizer"], used_format)
         self.engine.loss_scale.load_state_dict(counts["loss_scale"])
         self.engine.steps_taken = counts["step"]
         self.tokens = counts["tokens"]
@@ -99,11 +104,12 @@ class TrainState:
     def load_weights(self, folder: Path) -> None:
         """Take over this rank's part of a verified checkpoint's weights. Raises CheckpointError as `load_weights`."""
         engine = self.engine
-        _load(dict(held_weights(engine)), folder)
-        for parameter in engine.parameters.values():
-            master = engine.optimizer.state.get(parameter, {}).get(MASTER)
-            if master is not None:
-                parameter.detach().copy_(master)
+        with engine.laid_out(changed=True):
+            _load(dict(held_weights(engine)), folder)
+            for parameter in engine.parameters.values():
+                master = engine.optimizer.state.get(parameter, {}).get(MASTER)
+                if master is not None:
+                    parameter.detach().copy_(master)
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -11,7 +11,6 @@ from bigtrain.errors import Fault, RecipeError
 BUILT: dict[str, tuple[object, ...]] = {
     "train.objective": ("mlm", "clm"),
     "train.on_spike": ("ignore",),
-    "sharding.engine": ("auto", "fsdp2"),
     "checkpoint.asynchronous": (False,),
     "logging.sample_every": (None,),
     "logging.trackers": ("tensorboard",),

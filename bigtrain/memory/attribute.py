@@ -126,6 +126,7 @@ class _Attribution:
         sharding = next((operation.name for operation in above if operation.name.startswith(SHARDING)), None)
         if sharding is not None:
             waiting = sharding.startswith(REDUCING) and self._outlives_phase(allocation)
+            waiting = waiting and allocation.size > SCALAR_BYTES  # gradient release leaves norms there
             return "gradients" if waiting or sharding.startswith(SUMMING) else "communication"
         phase, operations = self._phase(allocation), _forward_operations(above)
         again = any(operation.sequence >= 0 for operation in operations)

@@ -106,6 +106,17 @@ def release(
     return Release(parameters, optimizer, held)
 
 
+def global_norm(gradients: Sequence[Tensor], device: torch.device, copies: Sequence[int] = ()) -> Tensor:
+    """Return the 2-norm of all gradients together, fp32, whatever their dtypes; `copies` as in `norm_of`."""
+    if not gradients:
+        return torch.zeros((), device=device)
+    if gradients[0].is_cuda:  # a kernel for many tensors, where one for each would keep the host busy
+        norms = torch._foreach_norm(list(gradients), 2, torch.float32)
+    else:
+        norms = tuple(gradient_norm(gradient) for gradient in gradients)
+    return norm_of(norms, copies).to(device)
+
+
 def gradient_norm(gradient: Tensor) -> Tensor:
     """Return a gradient's norm as an fp32 scalar on its device, without a copy of the whole."""
     if gradient.dtype == torch.float32 or not gradient.numel():

@@ -129,9 +129,10 @@ def _layouts(recipe: Recipe, hardware: Hardware, world_size: int) -> Iterator[tu
     Ranks that share products count as one here.
     """
     stage, replicate = recipe.sharding.zero_stage, recipe.sharding.replicate
-    for tried in STAGES if stage == "auto" else (stage,):
+    deepspeed = recipe.sharding.engine == "deepspeed"
+    for tried in STAGES[deepspeed:] if stage == "auto" else (stage,):
         if replicate != "auto":
-            if stage != "auto" or (replicate < world_size) == (tried > 0):
+            if deepspeed or stage != "auto" or (replicate < world_size) == (tried > 0):
                 yield tried, replicate
         elif world_size == 1 or tried == 0:
             if tried == 0 or stage != "auto":

@@ -13,13 +13,15 @@ from bigtrain.config.tensor_parallel import data_ranks
 from bigtrain.errors import Fault
 from bigtrain.optim.cost import releasable, supported_states
 from bigtrain.planner.hardware import Hardware
+from bigtrain.sharding.deepspeed_config import deepspeed_faults
 
 
 def mechanism_faults(recipe: Recipe, hardware: Hardware, accumulation_steps: int, world_size: int = 1) -> list[Fault]:
     """Return a fault for each mechanism that the device or the ranks do not have, or that would not be exact."""
     checks = (_precision, _master_weights, _state, _offload, _compiled)
     found = [found for check in checks for found in check(recipe, hardware)]
-    return [*found, *_groups(recipe, data_ranks(recipe, world_size)), *_release(recipe, accumulation_steps, world_size)]
+    groups = _groups(recipe, data_ranks(recipe, world_size))
+    return [*deepspeed_faults(recipe), *found, *groups, *_release(recipe, accumulation_steps, world_size)]
 
 
 def without_mechanisms(recipe: Recipe) -> Recipe:
@@ -61,6 +63,8 @@ def warnings(recipe: Recipe, hardware: Hardware, initializer_range: float, world
             f"{hardware.name} has no bf16 instructions: products run in fp32 from rounded weights, which saves memory; "
             "amp.precision=fp32 is faster here"
         )
+    if recipe.sharding.engine == "deepspeed":
+        yield "sharding.engine=deepspeed: memory and speed are predicted as fsdp2's; DeepSpeed's own buffers are not"
     rate, kept = recipe.optimizer.learning_rate, recipe.amp.master_weights
     if warning := rules.slow_rate_warning(rate, initializer_range, kept):
         yield warning
@@ -87,13 +91,8 @@ def _state(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
 
 
 def _offload(recipe: Recipe, hardware: Hardware) -> Iterator[Fault]:
-    if recipe.sharding.offload == "nvme":
-        text = "nvme: is done by DeepSpeed, whose buffers are not predicted in this version; use optimizer or all"
-        yield fault(recipe, "sharding.offload", text)
-    if hardware.kind != "cpu":
-        return
-    why = "the host memory is the device memory there"
-    if "offload" in _policies(recipe):
+    if hardware.kind == "cpu" and "offload" in _policies(recipe):
+        why = "the host memory is the device memory there"
         yield fault(recipe, "recompute.policy", f"offload on the CPU: {why}; use full", "train.device")
 
 

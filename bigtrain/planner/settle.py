@@ -16,6 +16,7 @@ from bigtrain.planner.cluster import placed
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.mechanisms import instead_of_auto
 from bigtrain.planner.price import budget_bytes
+from bigtrain.sharding.deepspeed_config import narrowed
 from bigtrain.units import format_bytes
 
 
@@ -26,6 +27,7 @@ def settled(
 
     Without `bounded` any budget will do. Raises RecipeError where the recipe asks for what is not there.
     """
+    recipe = narrowed(recipe)
     here = chosen_hardware(recipe, hardware)
     recipe, ranks = placed(recipe, world_size, devices=here.devices)
     hardware = _shared(recipe, here)

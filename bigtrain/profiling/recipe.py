@@ -42,6 +42,8 @@ def profile_recipe(plan: Plan, *, steps: int = LEAST_STEPS) -> Profile:
     if steps < LEAST_STEPS:
         raise InputError(f"profile: {steps} steps do not show the peak; take at least {LEAST_STEPS}")
     check_runnable(plan.recipe)
+    if plan.recipe.sharding.engine == "deepspeed":
+        raise InputError("profile: DeepSpeed's buffers cannot be told apart; use sharding.engine=fsdp2")
     with joined(kind=plan.hardware.kind, timeout_seconds=plan.recipe.cluster.timeout) as world, runtime(plan):
         loader = build_loader(plan, ensure_prepared(plan.recipe, aside=True), world)
         plan = plan.with_rows(loader.rows)

@@ -100,8 +100,8 @@ def shard(
     `blocks` are gathered one by one, what is outside of them together. `dtype` is what parameters compute in where that
     is not what they are kept in. With `offload` "all" this rank's parts and their gradients are in host memory; blocks
     fetch theirs. `rows` are this rank's of each parameter of a model on the meta device, which then is never whole
-    anywhere; it may have no tied parameters. Precision and recomputation are applied before, the optimizer is made afterwards, of
-    `local_parameters`. Raises InputError for a stage that does not exist, and for another mesh.
+    anywhere; it may have no tied parameters. Precision and recomputation are applied before, the optimizer is made
+    afterwards, of `local_parameters`. Raises InputError for a stage that does not exist, and for another mesh.
     """
     if zero_stage not in STAGES:
         raise InputError(f"sharding.zero_stage: {zero_stage} is none of {', '.join(map(str, STAGES))}")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bigtrain.config.schema import Recipe
-from bigtrain.errors import InputError
 
 Shape = Sequence[int]
 Kind = Literal["all_gather", "reduce_scatter", "all_reduce"]
@@ -48,10 +47,8 @@ class Layout:
         """Return the layout of a recipe without `auto`, whose weights are kept in numbers of so many bytes.
 
         With `optimizer` offloaded the device has the weights as they compute; masters wider than that are on the host.
-        Raises InputError for `nvme`, which DeepSpeed does with buffers of its own.
+        `nvme`, DeepSpeed's, is as `all`: what its buffers hold is not predicted.
         """
-        if recipe.sharding.offload == "nvme":
-            raise InputError("sharding.offload: nvme: what DeepSpeed's buffers hold is not predicted; use all")
         section, micro = recipe.sharding, recipe.train.micro_batch_size
         stage, replicate = (0, 1) if world_size == 1 else (section.zero_stage, section.replicate)
         assert stage != "auto" and replicate != "auto" and micro != "auto"
@@ -65,7 +62,7 @@ class Layout:
             kept_bytes=number_bytes if section.offload == "optimizer" else kept_bytes,
             reduce_bytes=REDUCE_BYTES[recipe.amp.reduce],
             accumulated=recipe.train.global_batch_size // world_size > micro,
-            offload=section.offload,
+            offload="all" if section.offload == "nvme" else section.offload,
         )
 
     @property

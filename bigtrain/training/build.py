@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.loader import Loader
-from bigtrain.engine import Engine, prepare
+from bigtrain.engine import Engine
 from bigtrain.memory.layout import layout_of
 from bigtrain.models.build import build_model
 from bigtrain.optim.build import build_optimizer
 from bigtrain.placement import find_blocks
 from bigtrain.planner.plan import Plan
+from bigtrain.preparation import prepare
 from bigtrain.world import ALONE, World
 
 
@@ -50,6 +51,7 @@ def build_engine(plan: Plan) -> Engine:
         held = list(parameters)
         matrices = list(compress(held, are_matrices))
         kept, sharded = plan.recipe.amp.master_weights, layout_of(plan.recipe, plan.world_size).shards > 1
+        sharded = sharded and plan.recipe.sharding.engine != "deepspeed"  # which gives flat tensors of its own
         return build_optimizer(held, plan.recipe.optimizer, master_weights=kept, matrices=matrices, sharded=sharded)
 
     return prepare(model, plan, optimizer)

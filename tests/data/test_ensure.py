@@ -42,6 +42,13 @@ def test_prepared_in_a_child(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_progress_goes_aside(make_recipe: MakeRecipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ensure_prepared(make_recipe("gpt", cache=str(tmp_path / "cache")), aside=True)
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert "tokenized" in told.err
+
+
 def test_no_child_where_it_is_done(
     make_recipe: MakeRecipe, bert_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

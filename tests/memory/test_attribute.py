@@ -26,7 +26,7 @@ def trace_of(spans: Spans, allocations: list[tuple[int, int, int, int | None]]) 
     operations: list[Operation] = []
     for name, begin, end, sequence in spans:
         inside = [o for o in operations if o.begin_ns <= begin and end <= o.end_ns]
-        backward = name.startswith(NODE)
+        backward = name.startswith(NODE) or name.endswith("Backward0")
         operations.append(Operation(name, inside[-1] if inside else None, begin, end, sequence, backward))
     found = []
     for size, address, begin, end in allocations:
@@ -67,6 +67,42 @@ FORWARD: Spans = [
 )
 def test_when_and_where_tells_the_cause(begin: int, end: int | None, cause: str, place: str, phase: str) -> None:
     recording = attribute(trace_of(FORWARD, [(100, 1, begin, end)]), {})
+    assert (recording.causes, recording.places, recording.phases) == ([cause], [place], [phase])
+
+
+SHARDED: Spans = [
+    (f"{MARK}step 0", 0, 100, -1),
+    (f"{MARK}forward", 0, 40, -1),
+    ("FSDP::pre_forward (blocks.0)", 5, 19, -1),
+    ("FSDP::forward_prefetch for blocks.1", 6, 12, -1),
+    ("FSDP::all_gather (blocks.1)", 7, 11, -1),
+    (f"{MARK}block blocks.0", 20, 30, -1),
+    ("aten::native_layer_norm", 21, 25, 7),
+    (f"{MARK}backward", 40, 80, -1),
+    (f"{NODE}: NativeLayerNormBackward0", 41, 50, -1),
+    ("NativeLayerNormBackward0", 42, 50, 7),
+    ("aten::empty", 43, 44, -1),
+    ("FSDP::post_backward_accumulate (blocks.0)", 52, 56, -1),
+    ("FSDP::post_backward_reduce (blocks.0)", 60, 70, -1),
+    ("FSDP::post_backward_reduce", 72, 78, -1),
+]
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "cause", "place", "phase"),
+    [
+        (5, 95, "communication", "blocks.0", "forward"),
+        (8, 95, "communication", "blocks.1", "forward"),
+        (43, 48, "temporaries", "blocks.0", "backward"),
+        (53, 90, "gradients", "blocks.0", "backward"),
+        (62, 75, "communication", "blocks.0", "backward"),
+        (62, 90, "gradients", "blocks.0", "backward"),
+        (73, 77, "communication", "", "backward"),
+    ],
+)
+def test_what_sharding_holds_is_sent_or_waits(begin: int, end: int, cause: str, place: str, phase: str) -> None:
+    """Sums that wait for other micro-batches are gradients; a node with hooks has its number on an inner operation."""
+    recording = attribute(trace_of(SHARDED, [(100, 1, begin, end)]), {})
     assert (recording.causes, recording.places, recording.phases) == ([cause], [place], [phase])
 
 

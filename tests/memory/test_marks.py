@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from bigtrain import optim, recompute
 from bigtrain.memory.marks import (
@@ -21,6 +24,7 @@ from bigtrain.memory.marks import (
     tensors_kept,
 )
 from bigtrain.memory.measure import Trace, measure, record
+from bigtrain.sharding.apply import hand_over_gradients, local_parameters, shard
 
 
 def small() -> nn.Sequential:
@@ -154,6 +158,49 @@ def test_what_a_model_and_its_optimizer_keep() -> None:
     assert kept[address(model["out"].weight)] == ("weights", "")
     assert kept[address(state["remainder"])] == ("master_weights", "")
     assert kept[address(state["exp_avg"])] == ("optimizer_state", "")
+
+
+@pytest.fixture
+def sharded() -> Iterator[nn.Sequential]:
+    """Return a model cut among one rank, whose parameters are gathered by copying."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    model = small()
+    mesh = init_device_mesh("cpu", (1,))
+    shard(model, [model[0]], mesh, zero_stage=3)
+    yield model
+    dist.destroy_process_group()
+
+
+def test_of_sharded_models_gathered_parameters_are_marked(sharded: nn.Sequential) -> None:
+    x, hooks = torch.ones(3, 8), [len(module._forward_pre_hooks) for module in sharded.modules()]
+
+    def run() -> None:
+        with marked(sharded, ["0", "2"]):
+            backward_of(sharded, x)()
+            backward_of(sharded, x)()
+
+    trace = record(run)
+    assert names(trace, BLOCK) == ["0", "2"] * 2
+    places = [name.partition(" ")[2] for name in names(trace, GRADIENT)]
+    assert sorted(places) == ["0"] * 4 + ["2"] * 2  # weight and bias, and a weight, in each of two passes
+    assert [len(module._forward_pre_hooks) for module in sharded.modules()] == hooks
+    assert not [name for name in names(record(backward_of(sharded, x)), "") if name.startswith(GRADIENT)]
+
+
+def test_of_sharded_models_the_parts_are_kept(sharded: nn.Sequential) -> None:
+    mine = dict(zip(dict(sharded.named_parameters()), local_parameters(sharded.parameters()), strict=True))
+    optimizer = optim.AdamW(mine.values())
+    backward_of(sharded, torch.ones(3, 8))()
+    trace = record(lambda: mark_gradients(sharded, ["0"]))
+    arrived = dict(name.split(" ") for name in names(trace, GRADIENT) if not name.endswith(" "))
+    assert set(arrived) == {str(address(p.grad)) for p in sharded[0].parameters() if p.grad is not None}
+    hand_over_gradients(sharded.parameters(), mine.values())
+    optimizer.step()
+    kept = tensors_kept(sharded, optimizer, ["0"], mine)
+    assert kept[address(mine["0.weight"])] == ("weights", "0")
+    assert kept[address(mine["2.weight"])] == ("weights", "")
+    assert kept[address(optimizer.state[mine["0.bias"]]["exp_avg"])] == ("optimizer_state", "0")
+    assert {address(parameter) for parameter in sharded.parameters()} <= set(kept)
 
 
 def test_tensors_at_any_depth() -> None:

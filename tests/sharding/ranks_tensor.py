@@ -1,4 +1,4 @@
-"""A rank that trains models whose products are shared, over gloo: `ranks_tensor.py CASES`, its place in the environment.
+"""A rank that trains models whose products are shared: `ranks_tensor.py CASES`, its place in the environment.
 
 CASES is a file with a list of cases: a recipe without `auto`, and where to restore from before and save to after its
 steps. What each rank found is printed as JSON, one line for each case.

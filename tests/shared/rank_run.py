@@ -68,7 +68,7 @@ def on_ranks(recipes: Sequence[Any], world_size: int, folder: Path, *, steps: in
     return told_by_first(Path(__file__), cases, world_size)
 
 
-def told_by_first(script: Path, cases: Path, world_size: int) -> list[Any]:
+def told_by_first(script: Path, cases: Path, world_size: int, *, seconds: float = 280) -> list[Any]:
     """Run a script with a file of cases on so many new processes; return what the first rank prints, lines of JSON."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -84,7 +84,7 @@ def told_by_first(script: Path, cases: Path, world_size: int) -> list[Any]:
         )
         for rank in range(world_size)
     ]
-    outputs = [process.communicate(timeout=280)[0] for process in processes]
+    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
     assert not any(process.returncode for process in processes), "\n".join(outputs)[-4000:]
     return [json.loads(line) for line in outputs[0].splitlines() if line.startswith("{")]
 

@@ -102,11 +102,11 @@ def follow_planned_model() -> list[float]:
         for _ in range(3):
             yield {name: tensor[rank * share : (rank + 1) * share] for name, tensor in whole.items()}
 
-    asked = 'model, sample, world_size=world.size, global_batch_size=8, micro_batch_size=2, device="cpu", causal=True'
-    planned = ("bigtrain.plan(recipe, world_size=world.size)", f"bigtrain.plan_model({asked})")
+    rows_asked = 'global_batch_size=8, micro_batch_size=2, recompute="none", device="cpu", causal=True'
+    planned = f"bigtrain.plan_model(model, sample, world_size=world.size, {rows_asked})"
     optimizer = partial(torch.optim.AdamW, lr=1e-2)
     names = {"model": gpt2(dropout=0.0), "optimizer": optimizer, "batches": batches, "sample": whole}
-    exec(changed(loops()[1], planned), names)
+    exec(changed(loops()[1], ("bigtrain.plan(recipe, world_size=world.size)", planned)), names)
     losses: list[float] = names["losses"]
     return losses
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,8 +35,11 @@ class Nodes:
         self.agents: list[Agent] = []
         self._pool = ThreadPoolExecutor(4)
 
-    def start(self, nodes: list[int], *, timeout_seconds: float = 60, **changes: Any) -> Future[int]:
+    def start(self, nodes: list[int], **changes: Any) -> Future[int]:
         """Start the agent of one more of so many nodes, with a process or two."""
+        return self._pool.submit(self.made(nodes, **changes).run)
+
+    def made(self, nodes: list[int], *, timeout_seconds: float = 60, **changes: Any) -> Agent:
         first, port = not self.agents, self.port
         task = {
             "run": "r",
@@ -49,7 +54,7 @@ class Nodes:
             **changes,
         }
         self.agents.append(Agent(task))
-        return self._pool.submit(self.agents[-1].run)
+        return self.agents[-1]
 
     def script(self, *acts: list[int | str]) -> None:
         """Say what the process of each rank does in each attempt."""
@@ -155,14 +160,45 @@ def test_asked_to_stop_on_one_node_all_save_and_end(nodes: Nodes) -> None:
 
 
 def test_asked_before_anything_started_nothing_is_promised(nodes: Nodes) -> None:
-    nodes.start([2], timeout_seconds=1).cancel()
-    waiting = nodes.agents[0]
+    waiting = nodes.made([2])
     waiting._asked.append(SIGTERM)
     with pytest.raises(BigtrainError, match="^SIGTERM: ended before a checkpoint; launch again to start"):
         waiting._stopped_early()
     (nodes.folder / "step-00000007").mkdir()
     with pytest.raises(Interrupted, match="^SIGTERM: the newest checkpoint is of step 7; launch again to go on"):
         waiting._stopped_early()
+
+
+def test_a_signal_while_other_nodes_are_waited_for_ends_it(nodes: Nodes) -> None:
+    waiting, before = nodes.made([2]), signal.getsignal(SIGTERM)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), SIGTERM))
+    timer.start()
+    with pytest.raises(BigtrainError, match="^SIGTERM: ended before a checkpoint; launch again to start"):
+        waiting.run()
+    timer.join()
+    assert signal.getsignal(SIGTERM) is before
+    assert not nodes.attempts(0)
+
+
+def test_a_signal_is_passed_on_to_the_processes(nodes: Nodes) -> None:
+    nodes.script([WAIT])
+    training = nodes.made([1])
+
+    def ask() -> None:
+        nodes.wait(lambda: bool(nodes.attempts(0)))
+        os.kill(os.getpid(), SIGTERM)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert training.run() == 75
+    thread.join()
+
+
+def test_a_process_that_is_killed_is_a_fault(nodes: Nodes, capsys: Any) -> None:
+    nodes.script(["kill"])
+    assert nodes.start([1]).result() == 0
+    said = "the training process was ended by SIGKILL; starting again from the start (1 of 3)"
+    assert said in capsys.readouterr().out
 
 
 def test_too_few_nodes_end_after_the_timeout(nodes: Nodes) -> None:

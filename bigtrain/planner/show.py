@@ -22,7 +22,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     """Yield the lines that show a plan: what is trained, the choice, its speed, its memory, why other choices lost."""
     yield from _task_lines(plan)
     yield ""
-    yield from _titled("choice", choice_lines(plan.choice, plan.world_size))
+    yield from _titled("choice", choice_lines(plan.choice, plan.world_size, plan.recipe.sharding.tensor_parallel))
     yield from _titled("speed", _speed_lines(plan))
     yield from _titled("sent", _sent_lines(plan))
     yield from _memory_lines(plan)

@@ -13,15 +13,17 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 """Bars of nothing to eight eighths of a letter's width."""
 
 
-def choice_lines(choice: Choice, world_size: int) -> Iterator[str]:
-    """Yield a choice in words, a line for each thing that is chosen."""
+def choice_lines(choice: Choice, world_size: int, tensor_ranks: int = 1) -> Iterator[str]:
+    """Yield a choice in words, a line for each thing that is chosen, or given, as ranks that share products are."""
     rows = f"micro-batches of {choice.micro_batch_size}"
     yield (
         f"{rows}, {choice.accumulation_steps} to a step" if choice.accumulation_steps > 1 else f"{rows}, one to a step"
     )
     yield f"recompute {_policies(choice.recompute)}"
-    if world_size > 1:
-        yield _sharding(choice, world_size)
+    if tensor_ranks > 1:
+        yield f"products shared by {tensor_ranks} neighbouring ranks, which read the same rows"
+    if world_size > tensor_ranks:
+        yield _sharding(choice, world_size // tensor_ranks, "ranks" if tensor_ranks == 1 else "such groups")
     if choice.offload != "none":
         yield f"offloaded to the host: {choice.offload}"
     released = ", gradients released as they come" if choice.gradient_release else ""
@@ -67,8 +69,8 @@ def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _sharding(choice: Choice, world_size: int) -> str:
+def _sharding(choice: Choice, count: int, ranks: str) -> str:
     if not choice.zero_stage:
-        return f"each of {world_size:,} ranks holds everything (ZeRO stage 0)"
-    groups = f"in {choice.replicate:,} groups of {world_size // choice.replicate:,} ranks"
-    return f"ZeRO stage {choice.zero_stage} " + (groups if choice.replicate > 1 else f"over {world_size:,} ranks")
+        return f"each of {count:,} {ranks} holds everything (ZeRO stage 0)"
+    groups = f"in {choice.replicate:,} groups of {count // choice.replicate:,} {ranks}"
+    return f"ZeRO stage {choice.zero_stage} " + (groups if choice.replicate > 1 else f"over {count:,} {ranks}")

@@ -82,3 +82,36 @@ def test_a_part_is_the_same_from_its_text(pair: tuple[Part, Part]) -> None:
 def test_what_is_no_part_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         from_text(text)
+
+
+@st.composite
+def scattered(draw: st.DrawFn, whole: tuple[int, ...]) -> Part:
+    """Draw a part whose rows may lie apart."""
+    ends = sorted(draw(st.lists(st.integers(0, whole[0]), max_size=6)))
+    rows = [(first, end - first) for first, end in zip(ends[::2], ends[1::2], strict=False)]
+    box = draw(parts_of(whole))
+    return Part.of_rows(whole, rows, box.start[1:], box.shape[1:])
+
+
+def of_boxes(part: Part) -> Tensor:
+    return torch.cat([numbered(box) for box in part.boxes])
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple).flatmap(lambda s: st.tuples(*[scattered(s)] * 2)))
+def test_rows_that_lie_apart_are_copied_once_too(pair: tuple[Part, Part]) -> None:
+    source, target = pair
+    have, want = of_boxes(source), of_boxes(target)
+    copied = torch.full_like(want, -1)
+    for run in runs(source, target):
+        copied[run.target : run.target + run.length] = have[run.source : run.source + run.length]
+    assert torch.equal(copied, torch.where(torch.isin(want, have), want, -1))
+    assert [from_text(to_text(part)) for part in pair] == list(pair)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[[4],[0],[2],[[0,1]]]", "[[4],[0],[2],[[0,1],[3,2]]]", "[[4],[0],[2],[[0],[1]]]", "[[4],[0],[2],[[-1,1]]]"],
+)
+def test_rows_that_are_not_those_of_the_shape_are_refused(rows: str) -> None:
+    with pytest.raises(ValueError):
+        from_text(f"[[4],[0],[3],[{rows}]]")

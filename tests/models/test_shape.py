@@ -133,3 +133,24 @@ def test_flops_by_hand():
 def test_chunks_of_logits_stay_under_their_limit(vocab, device, tokens):
     assert shape.loss_chunk_tokens(vocab, device) == tokens
     assert tokens == 64 or 4 * tokens * vocab <= shape.LOSS_CHUNK_BYTES[device]
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt", "llama"])
+def test_ranks_that_share_products_have_a_part_of_each_section(tiny, family):
+    config = tiny(family)
+    whole, mine = shape.parameter_shapes(config), shape.parameter_shapes(config, 2)
+    products = shape.shared_products(config)
+    for name, size in whole.items():
+        layer = name.removeprefix("blocks.0.").rpartition(".")[0]
+        dim, sections = products.get(layer, (None, ()))
+        if dim is not None and name.startswith("blocks.0."):
+            assert dim >= len(size) or size[dim] == sum(sections)
+            cut = dim < len(size) and not (dim == 1 and name.endswith(".bias"))
+            assert mine[name] == (tuple(n // 2 if cut and d == dim else n for d, n in enumerate(size)))
+        elif not name.startswith("blocks."):
+            assert mine[name] == size
+
+
+@pytest.mark.parametrize(("family", "dropout", "read"), [("bert", 0.0, True), ("gpt", 0.1, True), ("gpt", 0.0, False)])
+def test_what_a_blocks_end_is_read_for(tiny, family, dropout, read):
+    assert shape.reads_its_end(tiny(family), dropout) == read

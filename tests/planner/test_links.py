@@ -12,7 +12,7 @@ from bigtrain.planner.devices import devices
 from bigtrain.planner.hardware import of_name
 from bigtrain.planner.links import Links, Way, communication, exposed_seconds, links_of, transfers
 from bigtrain.planner.rates import constants
-from bigtrain.sharding.cost import Collective, collectives
+from bigtrain.sharding.cost import Collective, collectives, tensor_sums
 
 RING = Way(tree=False, start_seconds=1e-5, near_step_seconds=1e-6, far_step_seconds=1e-5, share=1.0)
 TREE = Way(tree=True, start_seconds=1e-5, near_step_seconds=1e-6, far_step_seconds=1e-5, share=0.9)
@@ -224,3 +224,18 @@ def test_stages_that_send_more_take_longer() -> None:
     ]
     assert times == sorted(times)
     assert times[0] < times[2]
+
+
+def test_nothing_hides_a_sum_that_ranks_wait_for() -> None:
+    waiting = transfers(LINKS, tensor_sums(4, 10**8, blocks=10, repeated=5, accumulation_steps=2), 8)
+    hidden = transfers(LINKS, [gather()], 8)
+    options = {"accumulation_steps": 2, "forward_seconds": 100.0, "backward_seconds": 200.0}
+    alone = exposed_seconds(LINKS, hidden, **options)  # type: ignore[arg-type]
+    both = exposed_seconds(LINKS, [*waiting, *hidden], **options)  # type: ignore[arg-type]
+    assert both - alone == pytest.approx(sum(one.seconds for one in waiting))
+
+
+def test_those_that_share_products_are_nearest() -> None:
+    sums, (gathered, *_) = tensor_sums(8, 10**8, 10, 0, 1), collectives(10**9, 3, 4, 1, 1, 2, 4, apart=8)
+    near, far = (transfers(LINKS, [one], 32)[0].link for one in (sums[0], gathered))
+    assert (near, far) == ("NVLink", "network")

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from bigtrain.config.schema import Recipe
 from bigtrain.errors import InputError
-from bigtrain.sharding.cost import STAGES, Collective, Layout, collectives, local_shape, padded_elements, shard_bytes
+from bigtrain.sharding.cost import (
+    STAGES,
+    Collective,
+    Layout,
+    collectives,
+    local_shape,
+    padded_elements,
+    shard_bytes,
+    tensor_sums,
+)
 
 SHAPES = st.lists(st.integers(1, 50), min_size=1, max_size=3).map(tuple)
 SHARDS = st.integers(1, 64)
@@ -140,3 +149,19 @@ def test_all_groups_are_counted() -> None:
     calls = {stage: [c.calls for c in collectives(1000, stage, 4, 2, 3, 4, 4, groups=5)] for stage in (1, 2, 3)}
     assert calls == {1: [5, 5, 5], 2: [5, 15, 5], 3: [30, 15, 5]}
     assert [c.calls for c in collectives(1000, 0, 1, 8, 3, 4, 4, groups=5)] == [5]
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_ranks_that_share_products_sum_activations_four_times_a_block(ranks: int) -> None:
+    (sums,) = tensor_sums(ranks, 1000, blocks=10, repeated=0, accumulation_steps=3)
+    assert (sums.kind, sums.scope, sums.ranks, sums.calls) == ("all_reduce", "tensor", ranks, 3 * 4 * 10)
+    assert sums.sent_bytes == sums.calls * 2 * (1000 * (ranks - 1) // ranks)
+    assert sums.forward_share == 0.5
+    (more,) = tensor_sums(ranks, 1000, blocks=10, repeated=10, accumulation_steps=3)
+    assert (more.calls, more.forward_share) == (3 * 5 * 10, pytest.approx(2 / 5))
+    assert tensor_sums(1, 1000, blocks=10, repeated=0, accumulation_steps=3) == []
+
+
+def test_ranks_between_those_that_share_a_model_are_told() -> None:
+    sent = collectives(1000, 3, 4, 2, 1, 2, 4, apart=8)
+    assert [one.apart for one in sent if one.scope == "shard"] == [8, 8]

@@ -1,7 +1,7 @@
 """A training process that trains nothing: what it does in each attempt of its rank stands in a file.
 
 In FOLDER/script.json: a list by rank of what each attempt does: an exit code; "wait" for a signal, and end as a
-training process does after one; "save" a checkpoint, as far as its folder, and fail. After the last one it ends with 0.
+training process does after one; "kill" itself; "save" a checkpoint, as far as its folder, and fail. After the last one it ends with 0.
 Every attempt writes down its place.
 """
 
@@ -35,6 +35,8 @@ def main() -> int:
     if act == "wait":
         time.sleep(60)
         return 9
+    if act == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
     if act == "save":
         (folder / f"step-{attempt + 1:08}").mkdir()
         return 1

@@ -230,9 +230,9 @@ def prepare(
     device = torch.device(plan.hardware.kind)
     weights, accumulated = recipe.amp.master_weights, plan.accumulation_steps > 1
     mesh = mesh_of(plan)
-    rounds, cut = partial(keep, master_weights=weights, accumulated=accumulated), cut_of(model, plan, mesh)
-    rows = place(model, device, seed=recipe.seed, keep=rounds, cut=cut)
     in_parts = find_blocks(model, blocks) if mesh is not None else ()
+    rounds, cut = partial(keep, master_weights=weights, accumulated=accumulated), cut_of(model, plan, in_parts, mesh)
+    rows = place(model, device, seed=recipe.seed, keep=rounds, cut=cut)
     shared = share_products(model, plan, in_parts, mesh)  # of the weights of one process
     amp.apply(model, recipe.amp.precision, master_weights=weights, accumulated=accumulated)
     if shared is not None:

@@ -22,7 +22,8 @@ from bigtrain.sharding.apply import Sharded, shard
 from bigtrain.sharding.offload import narrow
 from bigtrain.sharding.part import Part, Shape
 from bigtrain.sharding.rows import rows_of
-from bigtrain.sharding.tensor import TensorShared, share
+from bigtrain.sharding.tensor import TensorShared, cuts_of, share
+from bigtrain.sharding.tensor import cut as cut_product
 from bigtrain.world import World
 
 DATA_DIMS = ("replicate", "shard")
@@ -66,6 +67,11 @@ class Spread:
         return rows * self._tensor_ranks + (0 if self.shared is None else self.shared.rank)
 
     @property
+    def reader(self) -> int:
+        """Return which rows this rank reads, and draws random numbers for: those that share products have the same."""
+        return self.world.reading(self._tensor_ranks)[0]
+
+    @property
     def own(self) -> frozenset[str]:
         """Return the parameters whose part no rank before this one has, of those that have the model between them."""
         first = self.shared is None or self.shared.rank == 0
@@ -99,19 +105,24 @@ def mesh_of(plan: Plan) -> DeviceMesh | None:
     return init_device_mesh(plan.hardware.kind, dims, mesh_dim_names=names)
 
 
-def cut_of(model: nn.Module, plan: Plan, mesh: DeviceMesh | None) -> Cut | None:
-    """Return what leaves this rank's rows of each parameter as it is created; None where a rank has all of it.
+def cut_of(model: nn.Module, plan: Plan, blocks: Sequence[nn.Module], mesh: DeviceMesh | None) -> Cut | None:
+    """Return what leaves this rank's rows of each parameter as it is created; None where no rank has rows alone.
 
-    Not where parameters are tied, whose one part torch would create several times.
+    Of what ranks share as products it is rows of this rank's share. Not where parameters are tied, whose one part torch
+    would create several times.
     """
     layout = layout_of(plan.recipe, plan.world_size)
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     tied = len(parameters) > len(dict(model.named_parameters()))
-    if mesh is None or layout.shards == 1 or TENSOR_DIM in (mesh.mesh_dim_names or ()) or tied:
+    if mesh is None or layout.shards == 1 or tied:
         return None
-    rank = mesh.get_local_rank(DATA_DIMS[-1])
+    rank, sharing = mesh.get_local_rank(DATA_DIMS[-1]), plan.recipe.sharding.tensor_parallel
+    tensor_rank = mesh.get_local_rank(TENSOR_DIM) if sharing > 1 else 0
+    products = cuts_of(model, blocks, shared_products(plan.model), sharing) if sharing > 1 else {}
 
     def cut(name: str, tensor: Tensor) -> Tensor:
+        if name in products:
+            tensor = cut_product(tensor, *products[name], tensor_rank, sharing)
         part = rows_of(tuple(tensor.shape), rank, layout.shards)
         return tensor.narrow(0, part.start[0], part.shape[0]).clone() if part.whole else tensor.clone()
 

@@ -12,20 +12,23 @@ def spans(events: Any) -> tuple[Spans, Spans]:
     """Return when a trace's process sent, and when it computed, in seconds.
 
     On a GPU these are the kernels of NCCL and all others. On the CPU they are gloo's work, from its begin to its end,
-    and whatever operator the process computes outside of a collective's call.
+    and whatever operator runs outside of a collective's call and of the threads that gloo works in.
     """
     on_device = [event for event in events if event.device_type.name == "CUDA"]
+    sent = [event for event in on_device or events if event.name.lower().startswith(("nccl", "gloo:"))]
     if on_device:
-        found = [("nccl" in event.name.lower(), event) for event in on_device]
+        computed = [event for event in on_device if "nccl" not in event.name.lower()]
     else:
-        waiting = ("c10d::", "gloo:")
-        found = [(event.name.startswith("gloo:"), event) for event in events
-                 if event.name.startswith("gloo:") or (event.name.startswith("aten::") and not event.cpu_children
-                 and not any(parent.startswith(waiting) for parent in parents(event)))]  # fmt: skip
-    sides: tuple[Spans, Spans] = ([], [])
-    for is_sent, event in found:
-        sides[0 if is_sent else 1].append((event.time_range.start / 1e6, event.time_range.end / 1e6))
-    return joined_spans(sides[0]), joined_spans(sides[1])
+        threads = {event.thread for event in sent}
+        operators = (event for event in events if event.name.startswith("aten::") and event.thread not in threads)
+        computed = [event for event in operators if not event.cpu_children and not _is_in_collective(event)]
+    both = ([(event.time_range.start / 1e6, event.time_range.end / 1e6) for event in side] for side in (sent, computed))
+    sending, computing = map(joined_spans, both)
+    return sending, computing
+
+
+def _is_in_collective(event: Any) -> bool:
+    return any(name.startswith("c10d::") for name in parents(event))
 
 
 def parents(event: Any) -> Iterator[str]:

@@ -192,5 +192,7 @@ def test_a_host_that_falls_silent_is_given_up(hosts: tuple[Host, Host], slow_rec
     assert seconds < NOTICED_SECONDS + starting
     one.send_signal(signal.SIGTERM)
     output = one.communicate()[0]
+    second.end()
+    other.communicate()
     assert one.returncode == 75, output
     same_as_alone(first, slow_recipe, run, tmp_path / "alone")

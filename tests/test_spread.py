@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 from torch import nn
 
 from bigtrain.errors import InputError
-from bigtrain.optim import LAMB, AdamW
+from bigtrain.optim import AdamW, Lamb
 from bigtrain.sharding.part import Part
 from bigtrain.spread import Spread, connect_parts
 from bigtrain.world import ALONE, World
@@ -46,7 +47,7 @@ class Sharded:
 
     def __init__(self, model: nn.Module, shard_rank: int) -> None:
         self.shard_rank = shard_rank
-        self.parameters = {name: parameter for name, parameter in model.named_parameters()}
+        self.parameters = dict(model.named_parameters())
         self.parts = {}
         for name, parameter in self.parameters.items():
             rows, *rest = parameter.shape
@@ -77,6 +78,7 @@ def test_ranks_that_share_products_write_what_they_have_alone(rank: int) -> None
     assert found.own == (found.parameters.keys() if rank == 0 else {"layer.weight"})
     assert found.parts["layer.weight"].rows == ((2 * rank, 2), (4 + 2 * rank, 2))
     assert [found.copies(name) for name in ("layer.weight", "norm.weight")] == [1, 2]
+    assert dataclasses.replace(found, world=World(6 + rank, 12)).reader == 3
 
 
 @pytest.mark.parametrize(("tensor_rank", "shard_rank"), [(0, 0), (1, 0), (0, 1), (1, 1)])
@@ -105,5 +107,5 @@ def test_an_optimizer_of_whole_matrices_is_refused() -> None:
     parameters = list(Model().parameters())
     shared: Any = Shared(0)
     connect_parts(AdamW(parameters), None, shared)
-    with pytest.raises(InputError, match=r"tensor_parallel: LAMB needs whole parameters.*AdamW, or .*parallel=1"):
-        connect_parts(LAMB(parameters), None, shared)
+    with pytest.raises(InputError, match=r"tensor_parallel: Lamb needs whole parameters.*AdamW, or .*parallel=1"):
+        connect_parts(Lamb(parameters), None, shared)

@@ -158,3 +158,9 @@ def test_slurm_says_it_in_a_step_unless_a_launcher_in_the_step_does() -> None:
     assert world_of(STEP) == World(3, 4, 1, 2)
     assert world_of({**STEP, **PLACE}) == World(5, 8, 1, 4)
     assert world_of({name: value for name, value in STEP.items() if name != "SLURM_STEP_ID"}) is None
+
+
+def test_neighbours_that_share_products_read_the_same_rows() -> None:
+    assert [World(rank, 8).reading(2) for rank in (0, 1, 2, 7)] == [(0, 4), (0, 4), (1, 4), (3, 4)]
+    assert World(5, 8).reading(1) == (5, 8)
+    assert ALONE.reading(1) == (0, 1)

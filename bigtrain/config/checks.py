@@ -50,7 +50,7 @@ def batch_faults(recipe: Recipe, ranks: list[int]) -> list[Fault]:
     """Return a fault if the global batch does not divide among micro-batches on each of these numbers of ranks."""
     total, micro = recipe.train.global_batch_size, recipe.train.micro_batch_size
     rows = 1 if micro == "auto" else micro
-    ranks = [max(1, data_ranks(recipe, count)) for count in ranks]
+    ranks = [data_ranks(recipe, count) for count in ranks]
     common = _common_multiple(ranks)
     share = rows * common
     if total % share == 0:

@@ -19,7 +19,7 @@ CUT = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 def data_ranks(recipe: Recipe, world_size: int) -> int:
     """Return how many of so many ranks read rows of their own: those that share products read the same ones."""
-    return world_size // recipe.sharding.tensor_parallel
+    return max(1, world_size // recipe.sharding.tensor_parallel)
 
 
 def tensor_faults(recipe: Recipe, shape: ModelConfig) -> Iterator[Fault]:

@@ -17,8 +17,7 @@ BUILT: dict[str, tuple[object, ...]] = {
 }
 """Keys of which only these values work; of a list, these entries. A key without a row works whole."""
 
-RUNNABLE: dict[str, tuple[object, ...]] = {
-}
+RUNNABLE: dict[str, tuple[object, ...]] = {}
 """Keys that can be planned whole, and of a plan that is to run only with these values."""
 
 

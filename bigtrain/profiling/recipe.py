@@ -95,7 +95,7 @@ def changes(plan: Plan) -> list[ChangeObject]:
     now = offers.of(choice)
     found: list[ChangeObject] = []
     for override, other in _neighbours(choice):
-        if mechanism_faults(other.into(plan.recipe), plan.hardware, other.accumulation_steps):
+        if mechanism_faults(other.into(plan.recipe), plan.hardware, other.accumulation_steps, plan.world_size):
             continue
         offer = offers.of(other)
         if offer.allocated_bytes < now.allocated_bytes:

@@ -87,7 +87,7 @@ class Steps:
 
     def _take(self, engine: Engine, batch: Batch, number: int, names: Sequence[str]) -> None:
         """Take a step as the shipped loop does: each output goes before the next micro-batch comes."""
-        seed_step(self.seed, number, engine.world.rank)
+        seed_step(self.seed, number, engine.spread.reader)
         batches, outputs = engine.micro_batches(batch), []
         while True:
             with mark("forward"):

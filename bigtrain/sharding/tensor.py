@@ -9,7 +9,7 @@ recomputes or compiles a layer does so here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -67,18 +67,13 @@ def share(model: nn.Module, blocks: Sequence[nn.Module], products: Products, gro
     layers, and for sections that do not divide.
     """
     shared = TensorShared(blocks, products, group)
+    for name, (dim, sections) in cuts_of(model, blocks, products, shared.ranks).items():
+        parameter, runs = model.get_parameter(name), _runs(sections, shared.rank, shared.ranks)
+        shared.parts[name] = _part(tuple(parameter.shape), dim, runs)
+        parameter.data = cut(parameter.data, dim, sections, shared.rank, shared.ranks)
     for block in blocks:
-        for name, (_, sections) in products.items():
-            _check(block, name, sections, shared.ranks)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for block in blocks:
-        for name, (dim, sections) in products.items():
-            layer = block.get_submodule(name)
-            assert isinstance(layer, nn.Linear)
-            runs = [*_runs(sections, shared.rank, shared.ranks)]
-            for parameter in _cut_parameters(layer, dim):
-                shared.parts[names[parameter]] = _part(tuple(parameter.shape), dim, runs)
-                parameter.data = torch.cat([parameter.data.narrow(dim, *run) for run in runs], dim)
+        for name in products:
+            layer: Any = block.get_submodule(name)
             layer.out_features, layer.in_features = layer.weight.shape
         for module in block.modules():
             count: Any = getattr(module, "share", None)
@@ -87,7 +82,29 @@ def share(model: nn.Module, blocks: Sequence[nn.Module], products: Products, gro
     return shared
 
 
-def _check(block: nn.Module, name: str, sections: Sequence[int], ranks: int) -> None:
+def cuts_of(model: nn.Module, blocks: Sequence[nn.Module], products: Products, ranks: int) -> Products:
+    """Return the dim and the sections of each parameter that so many ranks cut, by its name in the model.
+
+    A layer whose inputs are shared keeps its bias, which is added to the sum. Raises InputError as `share` does.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    found: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for block in blocks:
+        for name, (dim, sections) in products.items():
+            layer = _layer(block, name)
+            if any(section % ranks for section in sections):
+                raise InputError(f"sharding.tensor_parallel: {ranks} does not divide {name}'s sections, {sections}")
+            kinds = [kind for kind, _ in layer.named_parameters() if kind == "weight" or dim == 0]
+            found |= {f"{names[block]}.{name}.{kind}".lstrip("."): (dim, sections) for kind in kinds}
+    return found
+
+
+def cut(whole: Tensor, dim: int, sections: Sequence[int], rank: int, ranks: int) -> Tensor:
+    """Return a rank's part of each section of a dim, in memory of its own."""
+    return torch.cat([whole.narrow(dim, *run) for run in _runs(sections, rank, ranks)], dim)
+
+
+def _layer(block: nn.Module, name: str) -> nn.Linear:
     try:
         layer = block.get_submodule(name)
     except AttributeError:
@@ -97,21 +114,13 @@ def _check(block: nn.Module, name: str, sections: Sequence[int], ranks: int) -> 
             f"sharding.tensor_parallel: a {type(block).__name__} has no linear layer {name!r}; it is for the models of "
             "bigtrain.models, others use sharding.zero_stage"
         )
-    if any(section % ranks for section in sections):
-        raise InputError(f"sharding.tensor_parallel: {ranks} does not divide {name}'s sections, {sections}")
+    return layer
 
 
-def _cut_parameters(layer: nn.Linear, dim: int) -> Iterator[nn.Parameter]:
-    """Yield what is cut: a layer whose inputs are shared keeps its bias, which is added to the sum."""
-    for name, parameter in layer.named_parameters():
-        if name == "weight" or dim == 0:
-            yield parameter
-
-
-def _runs(sections: Sequence[int], rank: int, ranks: int) -> Iterator[tuple[int, int]]:
-    """Yield where a rank's part of each section begins, and how long it is."""
-    for end, section in zip(accumulate(sections), sections, strict=True):
-        yield end - section + rank * section // ranks, section // ranks
+def _runs(sections: Sequence[int], rank: int, ranks: int) -> list[tuple[int, int]]:
+    """Return where a rank's part of each section begins, and how long it is."""
+    ends = zip(accumulate(sections), sections, strict=True)
+    return [(end - section + rank * section // ranks, section // ranks) for end, section in ends]
 
 
 def _part(whole: Shape, dim: int, runs: Sequence[tuple[int, int]]) -> Part:

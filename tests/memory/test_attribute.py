@@ -82,7 +82,7 @@ SHARDED: Spans = [
     (f"{NODE}: NativeLayerNormBackward0", 41, 50, -1),
     ("NativeLayerNormBackward0", 42, 50, 7),
     ("aten::empty", 43, 44, -1),
-    ("FSDP::post_backward_accumulate (blocks.0)", 52, 56, -1),
+    ("FSDP::post_backward_reshard (blocks.0)", 52, 56, -1),
     ("FSDP::post_backward_reduce (blocks.0)", 60, 70, -1),
     ("FSDP::post_backward_reduce", 72, 78, -1),
 ]

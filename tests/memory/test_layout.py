@@ -9,7 +9,7 @@ import pytest
 
 from bigtrain.config.model import ModelConfig, resolve_model
 from bigtrain.config.schema import Recipe
-from bigtrain.memory.layout import layout_of, local_shapes
+from bigtrain.memory.layout import layout_of, local_shapes, tensor_shapes
 from bigtrain.memory.predict import predict
 from bigtrain.memory.report import MemoryReport
 from bigtrain.memory.state import model_state
@@ -105,3 +105,27 @@ def test_what_a_plan_for_thousands_of_ranks_sees() -> None:
     found = report(recipe_of(3, 512, rows=4096), 4096)
     assert found.by_cause["weights"] * 8 == pytest.approx(report(recipe_of(0, rows=1), 1).by_cause["weights"], rel=0.01)
     assert found.by_cause["communication"] > 0
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_ranks_that_share_products_count_as_one_and_hold_parts(stage: int) -> None:
+    recipe, shared = recipe_of(stage), recipe_of(stage, sharding={"tensor_parallel": 2})
+    model = model_of(recipe)
+    assert layout_of(shared, 8) == layout_of(recipe, 4)
+    whole, mine = tensor_shapes(recipe, model), tensor_shapes(shared, model)
+    in_blocks = [name for name in whole if name.startswith("blocks.") and "norm" not in name]
+    kept = [name for name in in_blocks if name.endswith(("out.bias", "down.bias"))]
+    for name in in_blocks:
+        assert math.prod(mine[name]) == math.prod(whole[name]) // (1 if name in kept else 2)
+    assert all(mine[name] == shape for name, shape in whole.items() if name not in in_blocks)
+    shapes = local_shapes(shared, model, 8)
+    assert sum(map(math.prod, shapes.values())) < sum(map(math.prod, local_shapes(recipe, model, 4).values()))
+
+
+def test_shared_products_hold_less_of_a_step() -> None:
+    recipe = recipe_of(0, recompute={"policy": "none"}, train={"micro_batch_size": 8})
+    shared = recipe_of(0, recompute={"policy": "none"}, train={"micro_batch_size": 8}, sharding={"tensor_parallel": 2})
+    model = model_of(recipe)
+    one, two = (predict(r, model, device="cpu", slow_bf16=False, world_size=w) for r, w in ((recipe, 1), (shared, 2)))
+    assert two.by_cause["activations"] < one.by_cause["activations"]
+    assert two.allocated_bytes_peak < one.allocated_bytes_peak

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bigtrain.errors import InputError
 from bigtrain.optim import Adafactor, AdamW, Lamb, Muon
-from bigtrain.optim.release import gradient_norm, release
+from bigtrain.optim.release import gradient_norm, norm_of, release
 
 
 class Tied(nn.Module):
@@ -208,3 +208,14 @@ def test_the_norm_of_a_bf16_gradient_is_taken_in_fp32() -> None:
     norm = gradient_norm(gradient)
     assert norm.dtype == torch.float32
     torch.testing.assert_close(norm, torch.linalg.vector_norm(gradient.float()))
+
+
+def test_what_several_ranks_have_counts_once() -> None:
+    norms = [torch.tensor(3.0), torch.tensor(4.0)]
+    assert norm_of(norms) == 5
+    assert norm_of(norms, [1, 1]) == 5
+    torch.testing.assert_close(2 * norm_of(norms, [1, 4]).square() + 2 * 4, torch.tensor(2 * (9 + 4.0) + 8))
+    layer = nn.Linear(2, 2)
+    handle = release(layer.parameters(), AdamW(layer.parameters()))
+    layer(torch.ones(1, 2)).sum().backward()
+    torch.testing.assert_close(handle.take_norm([1, 2]), torch.tensor(5.0).sqrt())

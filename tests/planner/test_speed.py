@@ -240,3 +240,19 @@ def test_sending_that_takes_longer_than_the_work_is_waited_for() -> None:
     computed = seconds.forward_seconds + seconds.backward_seconds
     assert sent > computed
     assert seconds.communication_seconds == pytest.approx(sent - computed, rel=0.2)
+
+
+def test_shared_products_take_less_work_and_a_sum_that_nothing_hides() -> None:
+    device = of_name("h100")
+    alone = Speed(recipe(), MODEL, device, 8)
+    shared = Speed(recipe(sharding={"tensor_parallel": 4}), MODEL, device, 8)
+    plain, full = (Choice(8, 8, (policy,) * BLOCKS, 0, 2) for policy in ("none", "full"))
+    one, four = (speed.seconds(dataclasses.replace(plain, replicate=8)) for speed in (alone, shared))
+    assert one.backward_seconds / 4 < four.backward_seconds < one.backward_seconds / 2  # norms are not shared
+    assert four.forward_seconds < one.forward_seconds  # of which the head, which is not shared, is most
+    assert four.optimizer_seconds < one.optimizer_seconds
+    (sums,) = [sent for sent in shared.transfers(plain) if sent.collective.scope == "tensor"]
+    assert (sums.link, sums.collective.calls) == ("NVLink", 8 * 4 * BLOCKS)
+    assert four.communication_seconds >= sums.seconds
+    (more,) = [sent for sent in shared.transfers(full) if sent.collective.scope == "tensor"]
+    assert more.collective.calls == 8 * (4 + 1) * BLOCKS  # dropout would read a block's end again, too

@@ -19,6 +19,13 @@ def words(world_size: int = 1, **keys: Any) -> str:
     return "\n".join(choice_lines(choice(**keys), world_size))
 
 
+def test_ranks_that_share_products_are_told() -> None:
+    alone = list(choice_lines(choice(), 2, 2))
+    assert "products shared by 2 neighbouring ranks, which read the same rows" in alone
+    assert not any("ZeRO" in line for line in alone)
+    assert "ZeRO stage 3 over 4 such groups" in list(choice_lines(choice(zero_stage=3), 8, 2))
+
+
 def test_the_plainest_choice() -> None:
     assert list(choice_lines(choice(), 1)) == [
         "micro-batches of 8, 4 to a step",

@@ -60,7 +60,7 @@ def test_standard_output_is_one_object(ran: Ran) -> None:
     assert set(predicted["by_cause"]) == set(measured["by_cause"]) == set(CAUSES)
     for cause in ("weights", "optimizer_state"):
         assert measured["by_cause"][cause] == predicted["by_cause"][cause] > 0
-    assert abs(found["relative_error"]) < 0.02
+    assert -0.001 < found["relative_error"] < 0.06  # rows count as full, and these documents leave some of them empty
     assert [block["name"] for block in found["blocks"]] == ["blocks.0", "blocks.1", "outside of the blocks"]
     assert sum(block["measured_bytes"] for block in found["blocks"]) == measured["allocated_bytes_peak"]
 

@@ -1,8 +1,8 @@
 """A training process that trains nothing: what it does in each attempt of its rank stands in a file.
 
 In FOLDER/script.json: a list by rank of what each attempt does: an exit code; "wait" for a signal, and end as a
-training process does after one; "kill" itself; "save" a checkpoint, as far as its folder, and fail. After the last one it ends with 0.
-Every attempt writes down its place.
+training process does after one; "kill" itself; "save" a checkpoint, as far as its folder, and fail. After the last one
+it ends with 0. Every attempt writes down its place.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ TWO: dict[str, dict[str, Any]] = {
     "bert": {"family": "bert", "uneven": True},
     "gpt, full": {"family": "gpt", "policy": "full", "micro": 1, "uneven": True},
     "llama": {"family": "llama", "saved": True},
+    "gpt, released": {"family": "gpt", "micro": 4, "released": True},
     "bert, even": {"family": "bert", "policy": "selective", "dropout": 0.1},
     "llama, bf16": {"family": "llama", "policy": ["selective", "none", "full"], "amp": LOW},
     "gpt, split24": {"family": "gpt", "amp": LEAN, "state": "8bit", "micro": 1, "dropout": 0.1},
@@ -78,6 +79,7 @@ def recipe_of(
     state: str = "fp32",
     dropout: float = 0.0,
     heads: int = 2,
+    released: bool = False,
     **_: Any,
 ) -> Recipe:
     """Return a recipe of a tiny model whose products so many ranks share."""
@@ -93,10 +95,11 @@ def recipe_of(
             "micro_batch_size": micro,
             "steps": 30,
             "dropout": dropout,
+            "max_grad_norm": None if released else 1.0,
             "device": "cpu",
             "compile": False,
         },
-        "optimizer": {"learning_rate": 1e-3, "state": state, "gradient_release": False},
+        "optimizer": {"learning_rate": 1e-3, "state": state, "gradient_release": released},
         "amp": amp or {"precision": "fp32", "master_weights": "fp32"},
         "recompute": {"policy": policy},
         "sharding": {"zero_stage": stage, "tensor_parallel": ranks},
@@ -164,11 +167,11 @@ def four(folder: Path, two: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def alone(folder: Path, four: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what one process learns of each family, and goes on with from the checkpoint of four."""
     cases = [case_of({"family": family, "ranks": 1, "uneven": True}) for family in ("bert", "gpt")]
-    cases.append(case_of({"family": "llama", "ranks": 1}))
+    cases += [case_of({"family": "llama", "ranks": 1}), case_of(TWO["gpt, released"] | {"ranks": 1})]
     restored = {"restore": four[0]["restored"]["saved"], "save": str(folder / "one")}
     cases.append(case_of({"family": "llama", "ranks": 1}, **restored))
     (rank,) = train(cases, 1, folder)
-    return dict(zip(("bert", "gpt", "llama", "restored"), rank, strict=True))
+    return dict(zip(("bert", "gpt", "llama", "released", "restored"), rank, strict=True))
 
 
 EXACT = [(world, name) for world, cases in CASES.items() for name, case in cases.items() if "amp" not in case]
@@ -181,7 +184,8 @@ def test_the_same_run_as_one_process(
     world: int, name: str, two: list[dict[str, Any]], four: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
     together = {2: two, 4: four}[world]
-    expected = alone[CASES[world][name]["family"]]["steps"]
+    case = CASES[world][name]
+    expected = alone["released" if case.get("released") else case["family"]]["steps"]
     for rank in together:
         assert rank[name]["steps"] == [pytest.approx(step, rel=1e-5) for step in expected]
     assert expected[-1][0] < expected[0][0]

@@ -94,7 +94,7 @@ class Engine:
         return self.world.rank < self.shards
 
     def laid_out(self, *, changed: bool = False) -> AbstractContextManager[None]:
-        """Have parameters and states as `parts` say, which they are but with DeepSpeed; `changed` says to change them."""
+        """Have parameters and states as `parts` say, as only DeepSpeed has not; `changed`: they will be changed."""
         return nullcontext()
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:

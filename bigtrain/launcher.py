@@ -16,7 +16,6 @@ from bigtrain.config.checks import node_counts
 from bigtrain.config.dump import to_yaml
 from bigtrain.config.schema import ModelSection, Recipe
 from bigtrain.config.shape_checks import fault
-from bigtrain.config.unbuilt import check_runnable
 from bigtrain.data.ensure import child_environment, ensure_prepared
 from bigtrain.data.packing import check_rows
 from bigtrain.data.vocabulary import TRAIN, vocabulary_size
@@ -51,7 +50,6 @@ def launch(
     those the run was started with. Of several nodes each launches the same; they are to agree in `written`, the recipe
     before it was planned, and all follow the plan of the first. Raises InputError before anything is started.
     """
-    check_runnable(plan.recipe)
     check_devices(plan)
     several = started_ranks(plan.recipe) is None and node_counts(plan.recipe.cluster.nodes)[-1] > 1
     if several:
@@ -128,7 +126,6 @@ def python(*argv: str) -> list[str]:
 
 def profile_ranks(plan: Plan, *, as_json: bool, html: Path | None, png: Path | None) -> int:
     """Profile a plan of several ranks in a process for each, and return their exit code; the first shows its memory."""
-    check_runnable(plan.recipe)
     check_devices(plan)
     plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe, aside=True)))
     options = {"as_json": as_json, "html": html and str(html), "png": png and str(png)}

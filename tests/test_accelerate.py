@@ -67,7 +67,7 @@ def two_ranks(recipe: str, launched: list[float]) -> dict[str, Any]:
         )
         for rank in ("0", "1")
     ]
-    outputs = [process.communicate(timeout=280)[0] for process in processes]
+    outputs = [process.communicate(timeout=580)[0] for process in processes]
     assert not any(process.returncode for process in processes), "\n".join(outputs)[-4000:]
     (told,) = (line for line in outputs[0].splitlines() if line.startswith("{"))
     assert "{" not in outputs[1]

@@ -29,7 +29,7 @@ ACCELERATE_CPU = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MAS
 def start(launcher: list[str], *argv: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *launcher, "-m", "bigtrain", *argv]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=580, check=False, env=environment)
 
 
 def losses(run: Path) -> list[float]:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from bigtrain.config import schema as schema_module
 from bigtrain.config.keys import choices, expects, listed, schema_keys, sections, show
 from bigtrain.config.schema import Recipe
-from bigtrain.config.unbuilt import BUILT, RUNNABLE
+from bigtrain.config.unbuilt import BUILT
 
 
 def write_reference(folder: Path) -> list[Path]:
@@ -108,8 +108,6 @@ def _default(key: str, field: FieldInfo) -> str:
 def _accepts(key: str) -> str:
     """Return what a key accepts, and what of it this version refuses."""
     text = expects(key).replace("'", "`")
-    if key in RUNNABLE:
-        return f"{text} (can be planned; runs *not yet* but with {listed(show(key, value) for value in RUNNABLE[key])})"
     if key not in BUILT:
         return text
     missing = [show(key, choice) for choice in choices(key) if choice not in BUILT[key]]

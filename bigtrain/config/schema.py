@@ -195,7 +195,7 @@ class ShardingSection(Section):
     zero_stage: Stage = "auto"
     """What is sharded: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
     replicate: Count | Auto = "auto"
-    """Groups of ranks that each hold the whole model (hybrid sharding)."""
+    """Groups of ranks that each hold the whole model (hybrid sharding); of `least:most` nodes, at the fewest."""
     offload: Literal["none", "optimizer", "all", "nvme", "auto"] = "auto"
     """What lives in host memory or on NVMe."""
     nvme_path: Text | None = None

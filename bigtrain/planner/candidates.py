@@ -13,7 +13,6 @@ from bigtrain.amp import rules
 from bigtrain.config.checks import node_counts
 from bigtrain.config.schema import Recipe
 from bigtrain.config.tensor_parallel import data_ranks
-from bigtrain.config.unbuilt import RUNNABLE
 from bigtrain.memory.compose import Runs, runs_of
 from bigtrain.optim.cost import MASTER_WEIGHTS, releasable, supported_states
 from bigtrain.planner.choice import Choice
@@ -23,7 +22,7 @@ from bigtrain.recompute.policy import resolve
 
 STAGES = (0, 1, 2, 3)
 OFFLOADS = ("none", "optimizer", "all")
-"""What is tried for `sharding.offload: auto`, as far as this version runs it; NVMe is for who asks for it."""
+"""What is tried for `sharding.offload: auto`; NVMe is for who asks for it."""
 
 
 def settings(recipe: Recipe, hardware: Hardware, world_size: int) -> list[Choice]:
@@ -118,9 +117,8 @@ def _offloads(recipe: Recipe, hardware: Hardware) -> Sequence[str]:
     written = recipe.sharding.offload
     if written != "auto":
         return (written,)
-    runnable = RUNNABLE.get("sharding.offload", OFFLOADS)
     possible = hardware.kind == "cuda" and recipe.sharding.tensor_parallel == 1
-    return [place for place in OFFLOADS if place == "none" or (place in runnable and possible)]
+    return [place for place in OFFLOADS if place == "none" or possible]
 
 
 def _layouts(recipe: Recipe, hardware: Hardware, world_size: int) -> Iterator[tuple[int, int]]:

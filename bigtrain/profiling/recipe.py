@@ -10,7 +10,6 @@ import torch
 
 import bigtrain
 from bigtrain.batch import Batch
-from bigtrain.config.unbuilt import check_runnable
 from bigtrain.data.ensure import ensure_prepared
 from bigtrain.data.loader import Loader
 from bigtrain.errors import InputError
@@ -41,7 +40,6 @@ def profile_recipe(plan: Plan, *, steps: int = LEAST_STEPS) -> Profile:
     """
     if steps < LEAST_STEPS:
         raise InputError(f"profile: {steps} steps do not show the peak; take at least {LEAST_STEPS}")
-    check_runnable(plan.recipe)
     if plan.recipe.sharding.engine == "deepspeed":
         raise InputError("profile: DeepSpeed's buffers cannot be told apart; use sharding.engine=fsdp2")
     with joined(kind=plan.hardware.kind, timeout_seconds=plan.recipe.cluster.timeout) as world, runtime(plan):

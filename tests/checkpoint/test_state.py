@@ -363,7 +363,7 @@ def run_ranks(folder: Path) -> list[tuple[int, list[dict[str, Any]]]]:
         )
         for rank in range(4)
     ]
-    said = [rank.communicate(timeout=200) for rank in ranks]
+    said = [rank.communicate(timeout=580) for rank in ranks]
     assert all(rank.returncode in (0, -9) for rank in ranks), said
     found = [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
     return [(rank.returncode, lines) for rank, lines in zip(ranks, found, strict=True)]

@@ -53,7 +53,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]
         )
         for rank in range(WORLD_SIZE)
     ]
-    said = [rank.communicate(timeout=270) for rank in ranks]
+    said = [rank.communicate(timeout=580) for rank in ranks]
     assert not any(rank.returncode for rank in ranks), said
     return [[loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
 

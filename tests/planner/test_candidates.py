@@ -28,14 +28,15 @@ def values(name: str, found: list[Choice]) -> list[object]:
 
 
 def test_what_is_written_stays() -> None:
-    written = ("train.micro_batch_size=8", "optimizer.state=8bit", "sharding.zero_stage=3", "sharding.replicate=2")
+    written = ("train.micro_batch_size=8", "optimizer.state=8bit", "sharding.zero_stage=3", "sharding.replicate=2",
+               "sharding.offload=none")  # fmt: skip
     (only,) = settings(recipe(*written), CUDA, 8)
     assert only == Choice(8, 1, (), 3, 2, "none", "8bit", False, "fp32")
 
 
 def test_micro_batches_are_divisors_of_a_rank_s_rows() -> None:
     assert values("micro_batch_size", settings(recipe(), CPU, 1)) == [1, 2, 4, 8, 16, 32, 64]
-    shared = settings(recipe("sharding.zero_stage=0"), CUDA, 4)
+    shared = settings(recipe("sharding.zero_stage=0", "sharding.offload=none"), CUDA, 4)
     assert [(choice.micro_batch_size, choice.accumulation_steps) for choice in shared] == [
         (1, 16), (2, 8), (4, 4), (8, 2), (16, 1)
     ]  # fmt: skip

@@ -34,7 +34,7 @@ def bigtrain(folder: Path, *arguments: str) -> Ran:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=580,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )

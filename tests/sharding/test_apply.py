@@ -103,7 +103,7 @@ def train(recipes: list[Recipe], world_size: int, folder: Path) -> list[list[dic
         )
         for rank in range(world_size)
     ]
-    said = [rank.communicate(timeout=240) for rank in ranks]
+    said = [rank.communicate(timeout=580) for rank in ranks]
     assert not any(rank.returncode for rank in ranks), said
     return [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
 

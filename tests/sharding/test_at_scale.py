@@ -88,7 +88,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     cases.write_text(json.dumps([recipe_of(**case).model_dump(mode="json") for case in CASES.values()]))
     command = [sys.executable, str(FAKE_RANKS), str(WORLD_SIZE), str(cases)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FAKE_RANKS.parents[1] / "shared")}
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=580, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr
     lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     return dict(zip(CASES, lines, strict=True))

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigtrain.config.schema import Recipe
-from bigtrain.errors import InputError
 from bigtrain.sharding.cost import (
     STAGES,
     Collective,
@@ -131,9 +130,8 @@ def test_offload_keeps_on_the_device_what_computes() -> None:
     assert not streamed.alone
 
 
-def test_nvme_is_not_predicted() -> None:
-    with pytest.raises(InputError, match=r"sharding\.offload: nvme.*use all"):
-        Layout.of(recipe(offload="nvme"), 4, kept_bytes=4)
+def test_nvme_counts_as_all() -> None:
+    assert Layout.of(recipe(offload="nvme"), 4, kept_bytes=4) == Layout.of(recipe(offload="all"), 4, kept_bytes=4)
 
 
 @given(st.integers(2, 64), st.integers(1, 8), st.integers(0, 900))

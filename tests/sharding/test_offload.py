@@ -88,7 +88,7 @@ def train(world_size: int, folder: Path) -> list[Found]:
         )
         for rank in range(world_size)
     ]
-    said = [rank.communicate(timeout=240) for rank in ranks]
+    said = [rank.communicate(timeout=580) for rank in ranks]
     assert not any(rank.returncode for rank in ranks), said
     lines = [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
     return [dict(zip(keys, rank, strict=True)) for rank in lines]

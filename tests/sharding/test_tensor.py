@@ -138,7 +138,7 @@ def train(cases: list[dict[str, Any]], world_size: int, folder: Path) -> list[li
         environment = common | ({name: str(number) for name, number in place.items()} if world_size > 1 else {})
         command, pipe = [sys.executable, str(RANKS), str(written)], subprocess.PIPE
         ranks.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
-    said = [rank.communicate(timeout=280) for rank in ranks]
+    said = [rank.communicate(timeout=580) for rank in ranks]
     assert not any(rank.returncode for rank in ranks), said
     return [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
 

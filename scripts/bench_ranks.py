@@ -3,9 +3,9 @@
     python scripts/bench_ranks.py
 
 The cases are those of tests/test_same_run_ranks.py and tests/test_price_ranks.py, over gloo on this machine.
-`same_run`: the largest relative difference of the losses, and of the norms, of 30 steps from those of one process. `price`: the
-largest difference, in bytes and of any rank, of weights, masters and states, and of gradients, from what is predicted,
-that of the first rank's peak, and what a rank sends in a step over what is predicted.
+`same_run`: the largest relative difference of the losses, and of the norms, of 30 steps from those of one process.
+`price`: the largest difference, in bytes and of any rank, of weights, masters and states, and of gradients, from what
+is predicted, that of the first rank's peak, and what a rank sends in a step over what is predicted.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import signal
@@ -33,6 +34,9 @@ from bigtrain.spawner import (
     killed,
     listening,
 )
+
+TELL_SECONDS = 3.0
+"""How often processes are told that nodes have come, until they end."""
 
 RESTARTS = 3
 """How many faults in a row without a new checkpoint are tried again."""
@@ -129,10 +133,13 @@ class Agent:
     def _watched(self, now: Round, workers: Workers) -> bool:
         """Return once the processes are over; tell whether they were ended here because the nodes change."""
         watching = True
-        change = None
+        change, told = None, -math.inf
         while not workers.over:
             time.sleep(LOOK_SECONDS)
             self._forward(now, workers)
+            if change == "come" and not self._asked and time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                workers.send(signal.SIGUSR2)  # again and again: while they start they do not hear it
             if not watching or change is not None:
                 continue
             try:
@@ -141,8 +148,6 @@ class Agent:
                 watching = False  # the processes tell whether they can go on without the node where all met
             if change == "gone":
                 workers.end(GRACE_SECONDS)  # its connections need not be closed, and then the others wait for it
-            elif change == "come":
-                workers.send(signal.SIGUSR2)
         return change is not None
 
     def _forward(self, now: Round, workers: Workers) -> None:

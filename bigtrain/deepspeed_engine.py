@@ -21,6 +21,7 @@ from bigtrain.planner.plan import Plan
 from bigtrain.sharding.apply import Sharded
 from bigtrain.sharding.deepspeed import DeepSpeed, start
 from bigtrain.sharding.deepspeed_config import deepspeed_config, deepspeed_faults
+from bigtrain.spread import make_equal
 from bigtrain.step_result import StepResult
 from bigtrain.world import World, current_world
 
@@ -89,6 +90,7 @@ def prepare(
         raise RecipeError(*faults)
     check_ranks(plan, world)
     device = torch.device(plan.hardware.kind)
+    make_equal(model, world)
     place(model, device, seed=recipe.seed, keep=partial(keep, master_weights="fp32", accumulated=False))
     amp.apply(model, recipe.amp.precision)
     if recipe.recompute.policy != "none":

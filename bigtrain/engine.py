@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bigtrain import amp, recompute
+from bigtrain import amp, recompute, spread
 from bigtrain import batch as batches
 from bigtrain.amp.loss_scale import LossScale
 from bigtrain.amp.precision import keep
@@ -24,7 +24,7 @@ from bigtrain.planner.plan import Plan
 from bigtrain.sharding.apply import Sharded
 from bigtrain.sharding.part import Part
 from bigtrain.sharding.tensor import TensorShared
-from bigtrain.spread import Spread, connect_parts, cut_of, mesh_of, offload_states, shard_rows, share_products
+from bigtrain.spread import Spread
 from bigtrain.step_result import StepResult
 from bigtrain.world import ALONE, World, current_world
 
@@ -229,18 +229,22 @@ def prepare(
     check_ranks(plan, world)
     device = torch.device(plan.hardware.kind)
     weights, accumulated = recipe.amp.master_weights, plan.accumulation_steps > 1
-    mesh = mesh_of(plan)
+    mesh = spread.mesh_of(plan)
     in_parts = find_blocks(model, blocks) if mesh is not None else ()
-    rounds, cut = partial(keep, master_weights=weights, accumulated=accumulated), cut_of(model, plan, in_parts, mesh)
+    rounds, cut = (
+        partial(keep, master_weights=weights, accumulated=accumulated),
+        spread.cut_of(model, plan, in_parts, mesh),
+    )
+    spread.make_equal(model, world)
     rows = place(model, device, seed=recipe.seed, keep=rounds, cut=cut)
-    shared = share_products(model, plan, in_parts, mesh)  # of the weights of one process
+    shared = spread.share_products(model, plan, in_parts, mesh)  # of the weights of one process
     amp.apply(model, recipe.amp.precision, master_weights=weights, accumulated=accumulated)
     if shared is not None:
         shared.connect()
     if recipe.recompute.policy != "none" or recipe.train.compile:
         compiled = compiled_as(plan) if recipe.train.compile else None
         recompute.apply(find_blocks(model, blocks), recipe.recompute.policy, device=device, compiled=compiled)
-    sharded = shard_rows(model, plan, in_parts, mesh, rows)
+    sharded = spread.shard_rows(model, plan, in_parts, mesh, rows)
     parameters = list(model.parameters()) if sharded is None else list(sharded.parameters.values())
     built = optimizer(parameters)
     if weights != "fp32" and getattr(built, "_master_weights", "fp32") != weights:
@@ -248,8 +252,8 @@ def prepare(
             f"amp.master_weights: {type(built).__name__} cannot keep {weights}; use bigtrain.optim, or fp32"
         )
     if recipe.sharding.offload != "none":
-        offload_states(built, plan, model, sharded)
-    connect_parts(built, sharded, shared)
+        spread.offload_states(built, plan, model, sharded)
+    spread.connect_parts(built, sharded, shared)
     for group in built.param_groups:
         group["initial_lr"] = group["lr"]
     return Engine(

@@ -141,8 +141,8 @@ class Workers:
         if not failed:
             return 0, 0
         self.end(SAVING_SECONDS if all(codes[index] in SAVED for index in failed) else GRACE_SECONDS)
-        # One that was killed comes first: the others only lost it.
-        culprit = min(failed, key=lambda index: codes[index] or 0)
+        # One that was killed comes first, then one that says what is wrong: the others only lost it.
+        culprit = min(failed, key=lambda index: (codes[index] == BigtrainError.exit_code, codes[index] or 0))
         self._show(culprit)
         return culprit, codes[culprit] or 0
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.optim import Optimizer
 
 from bigtrain.amp.precision import DTYPES
@@ -102,7 +104,18 @@ def mesh_of(plan: Plan) -> DeviceMesh | None:
     dims, names = ((), ()) if layout.alone else (layout.mesh, DATA_DIMS[-len(layout.mesh) :])
     if ranks > 1:
         dims, names = (*dims, ranks), (*names, TENSOR_DIM)
-    return init_device_mesh(plan.hardware.kind, dims, mesh_dim_names=names)
+    mesh = init_device_mesh(plan.hardware.kind, dims, mesh_dim_names=names)
+    for group in mesh.get_all_groups():  # those of fewer ranks than all would wait for half an hour
+        _set_pg_timeout(timedelta(seconds=plan.recipe.cluster.timeout), group)
+    return mesh
+
+
+def make_equal(model: nn.Module, world: World) -> None:
+    """Give all ranks the first one's weights and buffers, unless the model is yet to be created, from the seed."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if world.size > 1 and not any(tensor.is_meta for tensor in tensors):
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
 
 
 def cut_of(model: nn.Module, plan: Plan, blocks: Sequence[nn.Module], mesh: DeviceMesh | None) -> Cut | None:

@@ -187,7 +187,11 @@ def joined(*, kind: str | None = None, timeout_seconds: float = 60.0) -> Iterato
     kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda":
         # A scheduler may show each process its own device alone.
-        index = 0 if torch.cuda.device_count() == 1 else world.local_rank
+        there = torch.cuda.device_count()
+        index = 0 if there == 1 else world.local_rank
+        if index >= there:
+            text = f"local rank {index}, and this machine has {there} CUDA devices"
+            raise InputError(f"{text}; start fewer processes, or join with kind='cpu' for a plan on the CPU")
         torch.cuda.set_device(index)
         options["device_id"] = torch.device("cuda", index)
     backend = "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
@@ -203,7 +207,5 @@ def joined(*, kind: str | None = None, timeout_seconds: float = 60.0) -> Iterato
             address, port, world.size, world.first, options["timeout"], master_listen_fd=own, use_libuv=True
         )
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, **options)
-    try:
-        yield world
-    finally:
-        dist.destroy_process_group()
+    yield world
+    dist.destroy_process_group()  # not after an error: the others would end first, and NCCL may wait for them

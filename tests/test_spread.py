@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -109,3 +114,44 @@ def test_an_optimizer_of_whole_matrices_is_refused() -> None:
     connect_parts(AdamW(parameters), None, shared)
     with pytest.raises(InputError, match=r"tensor_parallel: Lamb needs whole parameters.*AdamW, or .*parallel=1"):
         connect_parts(Lamb(parameters), None, shared)
+
+
+EQUAL = """
+import json, os, torch
+from torch import nn
+from bigtrain.spread import make_equal
+from bigtrain.world import joined
+with joined(kind="cpu", timeout_seconds=60) as world:
+    torch.manual_seed(world.rank)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model[1].running_mean.fill_(world.rank)
+    before = torch.cat([t.flatten().double() for t in model.state_dict().values()]).tolist()
+    make_equal(model, world)
+    after = torch.cat([t.flatten().double() for t in model.state_dict().values()]).tolist()
+    meta = nn.Linear(3, 3, device="meta")
+    make_equal(meta, world)
+    told = world.gather(json.dumps([before, after]))
+    if world.first:
+        print(json.dumps([json.loads(text) for text in told]))
+"""
+
+
+def test_models_that_were_made_on_each_rank_become_the_first_ranks() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", EQUAL],
+            env={**os.environ, **where, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=300) for rank in ranks]
+    assert not any(rank.returncode for rank in ranks), outputs
+    (first, kept), (other, taken) = json.loads(outputs[0][0])
+    assert first != other and kept == taken == first

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bigtrain.checkpoint.moments import Kind, Moment, kind_of, part_of, read_moment
 from bigtrain.checkpoint.stored import StoredTensors
+from bigtrain.checkpoint.together import together
 from bigtrain.engine import Engine
 from bigtrain.errors import CheckpointError
 from bigtrain.optim.piecewise import Piecewise
@@ -69,18 +70,24 @@ def load_optimizer(engine: Engine, stored: StoredTensors, counters: Mapping[str,
     for full_name, value in counters.items():
         name, _, key = full_name.rpartition(".")
         engine.optimizer.state[parameters[name]][key] = value
+    told = together(engine.world, lambda: {"rounded": _take_states(engine, stored, stored_format)})
+    rounded = max(one["rounded"] for one in told)
+    if rounded and engine.world.first:
+        kept = f"{stored_format} states of {len(stored.files)} shards"
+        here = f"{state_format(engine)} states of {engine.shards}"
+        print(f"{stored.folder}: {rounded} moments were rounded anew: {kept} to {here}", file=sys.stderr)
+
+
+def _take_states(engine: Engine, stored: StoredTensors, stored_format: str) -> int:
+    """Read and give all states; return how many moments were rounded anew."""
     rounded = 0
     for name, states in groupby(_read_states(engine, stored, stored_format), itemgetter(0)):
         whole: State = {}
         for _, state, anew in states:
             whole |= state
             rounded += anew
-        _give(engine, parameters[name], whole)
-    rounded = int(engine.world.max([rounded])[0])
-    if rounded and engine.world.first:
-        kept = f"{stored_format} states of {len(stored.files)} shards"
-        here = f"{state_format(engine)} states of {engine.shards}"
-        print(f"{stored.folder}: {rounded} moments were rounded anew: {kept} to {here}", file=sys.stderr)
+        _give(engine, engine.parameters[name], whole)
+    return rounded
 
 
 def _read_states(engine: Engine, stored: StoredTensors, stored_format: str) -> Iterator[tuple[str, State, bool]]:

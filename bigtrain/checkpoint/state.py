@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bigtrain.checkpoint.optimizer import load_optimizer, optimizer_state, own_states, state_format
 from bigtrain.checkpoint.store import CheckpointStore
 from bigtrain.checkpoint.stored import StoredTensors, file_name
+from bigtrain.checkpoint.together import together
 from bigtrain.data.loader import Loader
 from bigtrain.engine import Engine
 from bigtrain.errors import CheckpointError
@@ -105,7 +106,7 @@ class TrainState:
         """Take over this rank's part of a verified checkpoint's weights. Raises CheckpointError as `load_weights`."""
         engine = self.engine
         with engine.laid_out(changed=True):
-            _load(dict(held_weights(engine)), folder)
+            together(engine.world, lambda: _load(dict(held_weights(engine)), folder))
             for parameter in engine.parameters.values():
                 master = engine.optimizer.state.get(parameter, {}).get(MASTER)
                 if master is not None:
@@ -149,7 +150,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     _load({name: Held(tensor, Part.of_whole(tuple(tensor.shape))) for name, tensor in weights(model)}, folder)
 
 
-def _load(wanted: Mapping[str, Held], folder: Path) -> None:
+def _load(wanted: Mapping[str, Held], folder: Path) -> dict[str, int]:
+    """Fill what is wanted; return, as `together` passes it on, how many tensors there were."""
     stored = StoredTensors(folder, WEIGHTS)
     present = {name: stored.shape(name) for name in stored.entries}
     differences = [f"{name} is absent" for name in wanted if name not in present]
@@ -163,3 +165,4 @@ def _load(wanted: Mapping[str, Held], folder: Path) -> None:
         raise CheckpointError(f"{stored.files[0]}: weights of another model: " + "; ".join(differences[:3]))
     for name in stored.entries:
         wanted[name].tensor.copy_(stored.read(name, wanted[name].part))
+    return {"tensors": len(stored.entries)}

@@ -74,6 +74,8 @@ class Release:
                     "release was called twice; call remove() on what it first returned"
                 )
             gradient, parameter.grad = _local(parameter.grad), None
+            if not gradient.is_cuda and torch.cuda.is_available():
+                torch.cuda.current_stream().synchronize()  # older torch calls hooks while the copy is under way
             self._norms[place] = norm = gradient_norm(gradient)
             own.grad = gradient
             del gradient

@@ -44,6 +44,9 @@ def deepspeed_faults(recipe: Recipe, *, installed: bool | None = None) -> list[F
     `auto` is no fault. `installed` says whether the library is there; without it, it is looked for.
     """
     section = recipe.sharding
+    if section.nvme_path is not None and section.offload not in ("nvme", "auto"):
+        text = f"does nothing with sharding.offload={section.offload}; use null, or sharding.offload=nvme"
+        return [fault(recipe, "sharding.nvme_path", text, "sharding.offload")]
     if section.engine != "deepspeed":
         if section.offload != "nvme":
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def main() -> int:
     parent, run_dir, allowed = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     sys.argv = sys.argv[4:]
     die_with_parent(parent)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until the loop listens: nodes may come while this starts
     from bigtrain.config.load import read_recipe
     from bigtrain.errors import BigtrainError
     from bigtrain.planner.plan import plan

@@ -31,7 +31,7 @@ from bigtrain.training.progress import RunProgress
 from bigtrain.training.report import REPORT_FILE, write_report
 from bigtrain.training.run_files import write_run_files
 from bigtrain.training.runtime import NODES_SIGNAL, Runtime, runtime, seed_step
-from bigtrain.world import joined
+from bigtrain.world import World, joined
 
 
 def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = ()) -> None:
@@ -47,7 +47,7 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
         here = held.enter_context(runtime(plan))
         if world.first and folder.is_dir():
             held.enter_context(only_user_of(folder))
-        peak = peak_flops(plan.hardware, plan.recipe.amp.precision, cache_folder(plan.recipe.data))
+        peak = _peak_flops(plan, world)
         corpus = ensure_prepared(plan.recipe)
         check_alike(world, plan, corpus)
         loader = build_loader(plan, corpus, world)
@@ -66,6 +66,13 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
                 held.enter_context(only_user_of(folder))
             write_run_files(folder, plan)
         Run(plan, folder, here, corpus, state, store, world.size * peak).finish()
+
+
+def _peak_flops(plan: Plan, world: World) -> float:
+    """Return the rate of a device: the first rank's, which is measured while the others wait."""
+    folder = cache_folder(plan.recipe.data)
+    measured = repr(peak_flops(plan.hardware, plan.recipe.amp.precision, folder)) if world.first else ""
+    return float(world.broadcast(measured))
 
 
 def _tell_done(folder: Path, plan: Plan) -> None:

@@ -38,11 +38,11 @@ class Runtime:
     asked_at: float = 0.0
 
     def request_stop(self, number: int, _frame: FrameType | None) -> None:
-        """Note the signal; another one ends the process at once, unless it is an echo of the first."""
+        """Note the signal; another one ends the process at once, unless it is an echo, or of nodes that change."""
         now = time.monotonic()
-        if self.stop_signal is None:
+        if self.stop_signal is None or (self.stop_signal == NODES_SIGNAL and number != NODES_SIGNAL):
             self.stop_signal, self.asked_at = signal.Signals(number), now
-        elif now - self.asked_at > ECHO_SECONDS:
+        elif number != NODES_SIGNAL and now - self.asked_at > ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 

@@ -24,7 +24,6 @@ from bigtrain.planner.plan import Plan
 from bigtrain.sharding.apply import Sharded
 from bigtrain.sharding.part import Part
 from bigtrain.sharding.tensor import TensorShared
-from bigtrain.spread import Spread
 from bigtrain.step_result import StepResult
 from bigtrain.world import ALONE, World, current_world
 
@@ -56,7 +55,7 @@ class Engine:
         self.model = model
         self.world = world
         self.sharded = sharded
-        self.spread = Spread(model, world, shared, sharded)
+        self.spread = spread.Spread(model, world, shared, sharded)
         self.optimizer = optimizer
         self.loss_scale = loss_scale
         self.device = loss_scale.value.device

@@ -112,6 +112,6 @@ def test_rows_that_lie_apart_are_copied_once_too(pair: tuple[Part, Part]) -> Non
     "text",
     ["[[4],[0],[2],[[0,1]]]", "[[4],[0],[2],[[0,1],[3,2]]]", "[[4],[0],[2],[[0],[1]]]", "[[4],[0],[2],[[-1,1]]]"],
 )
-def test_rows_that_are_not_those_of_the_shape_are_refused(rows: str) -> None:
+def test_rows_that_are_not_those_of_the_shape_are_refused(text: str) -> None:
     with pytest.raises(ValueError):
-        from_text(f"[[4],[0],[3],[{rows}]]")
+        from_text(text)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -207,9 +208,14 @@ def test_weights_in_24_bits_and_moments_in_8_are_restored_to_the_bit(tmp_path: P
     assert all(torch.equal(one, other) for one, other in zip(bits(resumed), bits(whole), strict=True))
 
 
+DRAWING = threading.Lock()
+"""Ranks that are threads share one generator."""
+
+
 def cut_state(world: World, seed: int = 0, width: int = 6) -> TrainState:
-    torch.manual_seed(seed)
-    model = Tied(width)
+    with DRAWING:
+        torch.manual_seed(seed)
+        model = Tied(width)
     model.scale.fill_(float(seed))
     engine = cut_engine(model, lambda held: AdamW(held, lr=0.1), world)
     return TrainState(engine, Position())  # type: ignore[arg-type]

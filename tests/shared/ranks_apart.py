@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -109,6 +111,15 @@ class CutEngine:
     steps_taken: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     loss_scale: LossScale = field(default_factory=lambda: LossScale("cpu", precision="fp32"))
+
+    @property
+    def spread(self) -> Any:
+        """Return what says that no other rank has the same parts, of those that have the model between them."""
+        return SimpleNamespace(own=frozenset(self.parameters))
+
+    def laid_out(self, *, changed: bool = False) -> AbstractContextManager[None]:
+        """Leave rows as they are."""
+        return nullcontext()
 
 
 def cut_engine(

@@ -7,6 +7,7 @@ the same kernels on the same pieces, the same numbers.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -114,21 +115,26 @@ def moved_bytes(recipe: Recipe, model: ModelConfig, world_size: int, accumulatio
     Adafactor, which reads gradients three times. With `all`, whatever is gathered comes from the host; gradients leave
     whenever they are reduced.
     """
-    layout = layout_of(recipe, world_size)
-    moved = [
-        _moved(recipe, layout, name, shape, accumulation_steps)
-        for name, shape in local_shapes(recipe, model, world_size).items()
-    ]
-    return Moved(*(sum(column) for column in zip(*moved, strict=True)))
+    layout, to_device, to_host = layout_of(recipe, world_size), 0, 0
+    for (name, shape), count in _alike(recipe, model, world_size).items():
+        moved = _moved(recipe, layout, name, shape, accumulation_steps)
+        to_device, to_host = to_device + count * moved.to_device_bytes, to_host + count * moved.to_host_bytes
+    return Moved(to_device, to_host)
 
 
 def gathered_bytes(recipe: Recipe, model: ModelConfig, world_size: int, accumulation_steps: int) -> int:
     """Return how much of that comes to the device for forward and backward passes, beside which they may compute."""
     layout = layout_of(recipe, world_size)
     return sum(
-        _gathers(layout, name, accumulation_steps) * _on_host(recipe, layout, name, shape).weights
-        for name, shape in local_shapes(recipe, model, world_size).items()
+        count * _gathers(layout, name, accumulation_steps) * _on_host(recipe, layout, name, shape).weights
+        for (name, shape), count in _alike(recipe, model, world_size).items()
     )
+
+
+def _alike(recipe: Recipe, model: ModelConfig, world_size: int) -> Counter[tuple[str, Shape]]:
+    """Return how many parameters there are of each shape, in blocks and outside: a name tells no more here."""
+    shapes = local_shapes(recipe, model, world_size).items()
+    return Counter(("blocks." if name.startswith("blocks.") else "", shape) for name, shape in shapes)
 
 
 def _gathers(layout: Layout, name: str, accumulation_steps: int) -> int:

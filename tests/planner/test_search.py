@@ -61,5 +61,5 @@ def test_ranks_share_what_one_cannot_hold() -> None:
 
 def test_faults_come_before_prices() -> None:
     with pytest.raises(RecipeError) as caught:
-        found("sharding.offload=all", "recompute.policy=offload")
+        found("sharding.offload=nvme", "recompute.policy=offload")
     assert len(caught.value.faults) == 2

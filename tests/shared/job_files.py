@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent.parent / "rendering" / "golden"
 SOURCE = "quickstart_gpt"
 NOTE = "Here it says what is predicted."
 POD_KEYS = ("cluster.image=registry.example/bigtrain:0.1", "cluster.volume=runs")
-GPUS = ("cluster.devices_per_node=2", "train.device=cuda")
+GPUS = ("cluster.devices_per_node=2", "train.device=cuda", "train.global_batch_size=48")
 
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "slurm_one.sh": ("slurm", ("train.device=cpu",)),

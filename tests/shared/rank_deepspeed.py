@@ -58,18 +58,10 @@ class Run:
     def save(self, folder: Path) -> Path:
         from bigtrain.checkpoint.store import CheckpointStore
 
-        with self._laid_out(changed=False):
-            return self.state.save(CheckpointStore(folder, keep=1, world=self.engine.world), {})
+        return self.state.save(CheckpointStore(folder, keep=1, world=self.engine.world), {})
 
     def restore(self, folder: Path) -> None:
-        with self._laid_out(changed=True):
-            self.state.restore(folder)
-
-    def _laid_out(self, *, changed: bool) -> Any:
-        from contextlib import nullcontext
-
-        held: Any = self.engine.sharded
-        return held.laid_out(changed=changed) if hasattr(held, "laid_out") else nullcontext()
+        self.state.restore(folder)
 
 
 def cross(recipe: Any, folder: Path) -> dict[str, Any]:

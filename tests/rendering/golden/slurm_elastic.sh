@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # quickstart_gpt on Slurm: 2 to 4 machines x 2 GPUs. Printed by: bigtrain launch quickstart_gpt
-#     cluster.nodes=2:4 cluster.devices_per_node=2 train.device=cuda 'data.cache=/a b/$HOME' --render slurm
+#     cluster.nodes=2:4 cluster.devices_per_node=2 train.device=cuda train.global_batch_size=48 'data.cache=/a
+#     b/$HOME' --render slurm
 # Start: sbatch FILE; further options, such as --account, on its command line.
 # Here it says what is predicted.
 #SBATCH --job-name=quickstart_gpt
@@ -29,6 +30,7 @@ srun --kill-on-bad-exit=0 --cpu-bind=none --no-kill \
     cluster.nodes=2:4 \
     cluster.devices_per_node=2 \
     train.device=cuda \
+    train.global_batch_size=48 \
     'data.cache=/a b/$HOME' \
     cluster.rendezvous="$rendezvous" \
     --run-dir runs/quickstart_gpt || code=$?

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # quickstart_gpt on Slurm: 2 machines x 2 GPUs. Printed by: bigtrain launch quickstart_gpt cluster.nodes=2
-#     cluster.partition=gpu cluster.time_limit=36h cluster.devices_per_node=2 train.device=cuda --render slurm
+#     cluster.partition=gpu cluster.time_limit=36h cluster.devices_per_node=2 train.device=cuda
+#     train.global_batch_size=48 --render slurm
 # Start: sbatch FILE; further options, such as --account, on its command line.
 # Here it says what is predicted.
 #SBATCH --job-name=quickstart_gpt
@@ -32,6 +33,7 @@ srun --kill-on-bad-exit=0 --cpu-bind=none \
     cluster.time_limit=36h \
     cluster.devices_per_node=2 \
     train.device=cuda \
+    train.global_batch_size=48 \
     cluster.rendezvous="$rendezvous" \
     --run-dir runs/quickstart_gpt || code=$?
 

@@ -214,12 +214,11 @@ def prepare(
     blocks: type[nn.Module] | Sequence[nn.Module] | None = None,
     world: World | None = None,
 ) -> Engine:
-    """Return an engine that trains a model as a plan says.
+    """Return an engine that trains a model as a plan says, on the ranks of a `world` or those that were joined.
 
     `optimizer` is called with the parameters once they are where they will stay: on several ranks with this rank's part
     of each, plain tensors in the order of the model's parameters. `blocks` are the model's repeated blocks or their
     class; without it, the members of the longest ModuleList are taken. A model on the meta device is initialised here.
-    `world` are the ranks, without it those that this process has joined.
     The order: place, share products, precision, recompute, compile, shard, optimizer, offload, gradient release.
     Raises InputError for a model that has no blocks where the plan needs them, a policy list of another length, a plan
     for other ranks than these, and an optimizer that cannot keep master weights as the plan says.

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from group import told_by_all
 from ranks_of_docs import PAGE, changed, follow_accelerate, follow_engine, follow_planned_model, loops
 
 import bigtrain
@@ -53,26 +51,9 @@ def launched(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> list[floa
 @pytest.fixture(scope="module")
 def two_ranks(recipe: str, launched: list[float]) -> dict[str, Any]:
     """Return what the page's loops found on two processes, the data prepared by then."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(RANKS), recipe, str(STEPS)],
-            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    outputs = [process.communicate(timeout=580)[0] for process in processes]
-    assert not any(process.returncode for process in processes), "\n".join(outputs)[-4000:]
-    (told,) = (line for line in outputs[0].splitlines() if line.startswith("{"))
-    assert "{" not in outputs[1]
-    found: dict[str, Any] = json.loads(told)
-    return found
+    (found,), nothing = told_by_all([RANKS, recipe, STEPS], 2)
+    assert not nothing
+    return dict(found)
 
 
 @pytest.fixture(autouse=True)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import socket
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from group import told_by_all
 from torch import nn
 
 from bigtrain.errors import InputError
@@ -132,26 +128,11 @@ with joined(kind="cpu", timeout_seconds=60) as world:
     make_equal(meta, world)
     told = world.gather(json.dumps([before, after]))
     if world.first:
-        print(json.dumps([json.loads(text) for text in told]))
+        print(json.dumps({"ranks": [json.loads(text) for text in told]}))
 """
 
 
 def test_models_that_were_made_on_each_rank_become_the_first_ranks() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", EQUAL],
-            env={**os.environ, **where, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=300) for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), outputs
-    (first, kept), (other, taken) = json.loads(outputs[0][0])
+    ((told,), _) = told_by_all(["-c", EQUAL], 2)
+    (first, kept), (other, taken) = told["ranks"]
     assert first != other and kept == taken == first

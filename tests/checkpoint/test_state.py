@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterable
 from functools import partial
@@ -14,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from group import RANK, run_group
 from ranks_apart import Position, cut_engine, on_ranks, step, succeeded
 from torch import Tensor, nn
 
@@ -357,22 +355,9 @@ RANKS = Path(__file__).parent / "rank_saves.py"
 
 def run_ranks(folder: Path) -> list[tuple[int, list[dict[str, Any]]]]:
     """Return exit code and findings of each of four processes, of which the last kills itself."""
-    shared = Path(__file__).parent.parent / "shared"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(shared)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(RANKS), str(rank), str(folder / "store"), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(4)
-    ]
-    said = [rank.communicate(timeout=580) for rank in ranks]
-    assert all(rank.returncode in (0, -9) for rank in ranks), said
-    found = [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
-    return [(rank.returncode, lines) for rank, lines in zip(ranks, found, strict=True)]
+    ranks = run_group([RANKS, RANK, folder / "store", folder], 4)
+    assert all(rank.code in (0, -9) for rank in ranks), ranks
+    return [(rank.code, rank.told) for rank in ranks]
 
 
 @pytest.fixture(scope="module")

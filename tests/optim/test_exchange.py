@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
-from json import loads
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from group import RANK, told_by_all
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks_exchange import CASES, HEAVY, SHAPES, STEPS
@@ -41,21 +38,7 @@ Bf16 weights alone, which those of 4 bits are here, have steps of 0.8% to go 0.2
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
     """Return what each rank found, line by line."""
-    store = tmp_path_factory.mktemp("exchange") / "store"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(RANKS), str(rank), str(WORLD_SIZE), str(store)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(WORLD_SIZE)
-    ]
-    said = [rank.communicate(timeout=580) for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), said
-    return [[loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
+    return told_by_all([RANKS, RANK, WORLD_SIZE, tmp_path_factory.mktemp("exchange") / "store"], WORLD_SIZE)
 
 
 each = pytest.mark.parametrize("place", range(len(CASES)), ids=["-".join(map(str, case.values())) for case in CASES])

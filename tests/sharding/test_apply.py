@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from group import RANK, told_by_all
 from torch import nn
 
 from bigtrain.config.model import resolve_model
@@ -94,18 +92,8 @@ def train(recipes: list[Recipe], world_size: int, folder: Path) -> list[list[dic
     """Return what each rank found for each recipe."""
     cases = folder / f"cases-{world_size}.json"
     cases.write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes]))
-    command = [sys.executable, str(RANKS)]
-    rest = [str(world_size), str(folder / f"store-{world_size}"), str(cases)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
-        for rank in range(world_size)
-    ]
-    said = [rank.communicate(timeout=580) for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), said
-    return [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
+    store = folder / f"store-{world_size}"
+    return told_by_all([RANKS, RANK, world_size, store, cases], world_size)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from group import RANK, run_group
 from torch import nn
 
 from bigtrain.config.schema import Recipe
@@ -98,21 +96,10 @@ def train(cases: list[dict[str, Any]], world_size: int, folder: Path) -> list[li
     """Return what each rank found for each case."""
     path = folder / f"cases-{world_size}.json"
     path.write_text(json.dumps(cases))
-    rest = [str(world_size), str(folder / f"store-{world_size}"), str(path)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(RANKS), str(rank), *rest],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(world_size)
-    ]
-    said = [rank.communicate(timeout=PATIENCE_SECONDS) for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), said
-    assert not any(errors for _, errors in said), said
-    return [[json.loads(line) for line in out.splitlines()] for out, _ in said]
+    command = [RANKS, RANK, world_size, folder / f"store-{world_size}", path]
+    ranks = run_group(command, world_size, seconds=PATIENCE_SECONDS)
+    assert not any(rank.code or rank.errors for rank in ranks), ranks
+    return [[json.loads(line) for line in rank.out.splitlines()] for rank in ranks]
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from group import RANK, told_by_all
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 
@@ -76,21 +74,7 @@ def train(world_size: int, folder: Path) -> list[Found]:
     recipes = [recipe_of(offload=kind, world_size=world_size, **CASES[name]) for kind, name in keys]
     cases = folder / f"cases-{world_size}.json"
     cases.write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes]))
-    rest = [str(world_size), str(folder / f"store-{world_size}"), str(cases)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(RANKS), str(rank), *rest],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(world_size)
-    ]
-    said = [rank.communicate(timeout=580) for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), said
-    lines = [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
+    lines = told_by_all([RANKS, RANK, world_size, folder / f"store-{world_size}", cases], world_size)
     return [dict(zip(keys, rank, strict=True)) for rank in lines]
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from group import told_by_all
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -35,7 +32,6 @@ from bigtrain.sharding import step_cost, tensor
 from bigtrain.sharding.part import Part
 
 RANKS = Path(__file__).parent / "ranks_tensor.py"
-SHARED = Path(__file__).parents[1] / "shared"
 TOLERANCE = 0.0005
 """The scalars of a step, in models as small as these; 2% is what is promised."""
 
@@ -113,34 +109,11 @@ def case_of(case: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"recipe": recipe, "uneven": case.get("uneven", False), **more}
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def train(cases: list[dict[str, Any]], world_size: int, folder: Path) -> list[list[dict[str, Any]]]:
     """Return what each rank found for each case."""
     written = folder / f"cases-{world_size}.json"
     written.write_text(json.dumps(cases))
-    common = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "PYTHONPATH": str(SHARED),
-    }
-    ranks = []
-    for rank in range(world_size):
-        place = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
-        environment = common | ({name: str(number) for name, number in place.items()} if world_size > 1 else {})
-        command, pipe = [sys.executable, str(RANKS), str(written)], subprocess.PIPE
-        ranks.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
-    said = [rank.communicate(timeout=580) for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), said
-    return [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in said]
+    return told_by_all([RANKS, written], world_size)
 
 
 @pytest.fixture(scope="module")

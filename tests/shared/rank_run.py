@@ -6,13 +6,12 @@ CASES is a file with a list of recipes. The first rank prints, for each, what al
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from group import SECONDS, told_by_all
 
 ROWS, LENGTH, VOCABULARY = 16, 16, 90
 
@@ -68,25 +67,9 @@ def on_ranks(recipes: Sequence[Any], world_size: int, folder: Path, *, steps: in
     return told_by_first(Path(__file__), cases, world_size)
 
 
-def told_by_first(script: Path, cases: Path, world_size: int, *, seconds: float = 280) -> list[Any]:
+def told_by_first(script: Path, cases: Path, world_size: int, *, seconds: float = SECONDS) -> list[Any]:
     """Run a script with a file of cases on so many new processes; return what the first rank prints, lines of JSON."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(cases)],
-            env={**os.environ, **common, "RANK": str(rank), "WORLD_SIZE": str(world_size)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
-    assert not any(process.returncode for process in processes), "\n".join(outputs)[-4000:]
-    return [json.loads(line) for line in outputs[0].splitlines() if line.startswith("{")]
+    return told_by_all([script, cases], world_size, seconds=seconds)[0]
 
 
 def main(cases: str) -> None:

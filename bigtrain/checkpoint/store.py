@@ -20,6 +20,7 @@ from torch import Tensor
 from bigtrain.checkpoint import manifest, tensors
 from bigtrain.checkpoint.together import together
 from bigtrain.errors import CheckpointError, ResumeError
+from bigtrain.fault_points import reached
 from bigtrain.sharding.part import Part
 from bigtrain.world import ALONE, World
 
@@ -120,6 +121,7 @@ class CheckpointStore:
         tensors.write_bytes(aside / manifest.MANIFEST, manifest.encode(content))
         _sync_folder(aside)
         _move_aside(final)
+        reached("publish", content["step"])
         aside.rename(final)
         _sync_folder(self.run_dir)
         self._remove_old(content["step"])

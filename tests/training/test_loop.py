@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from trained import RELEASED, losses, train
 
 import bigtrain
 from bigtrain.checkpoint.state import OPTIMIZER, WEIGHTS, load_weights
 from bigtrain.checkpoint.tensors import read_header, read_tensors
 from bigtrain.engine import Engine
-from bigtrain.errors import BigtrainError, CheckpointError, DataError, Interrupted, NonFiniteGradient, ResumeError
+from bigtrain.errors import CheckpointError, DataError, ResumeError
 from bigtrain.training.build import build_plan_model
 from bigtrain.training.metrics import read_metrics
 
-RELEASED = ("optimizer.gradient_release=true", "train.max_grad_norm=null", "train.micro_batch_size=8")
 LEAN = ("amp.precision=bf16", "amp.master_weights=split24", "optimizer.state=8bit", *RELEASED)
 CONSTANT = ("optimizer.schedule=constant", "optimizer.warmup_steps=2")
 """A learning rate that does not depend on the length of the run."""
@@ -30,15 +29,6 @@ WAYS = {
     "muon": ("optimizer.name=muon", "optimizer.state=bf16", "recompute.policy=full"),
     "adafactor": ("optimizer.name=adafactor", "amp.precision=bf16", "amp.master_weights=split24"),
 }
-
-
-def train(recipe: Path, folder: Path, *overrides: str) -> list[dict[str, Any]]:
-    bigtrain.train(bigtrain.plan(bigtrain.load_recipe(recipe, list(overrides))), folder)
-    return read_metrics(folder)
-
-
-def losses(rows: list[dict[str, Any]]) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -66,19 +56,6 @@ def test_it_learns_and_writes_a_complete_run_folder(tiny_recipes: dict[str, Path
     assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
     assert evaluations[-1]["eval_perplexity"] == pytest.approx(2.718281828 ** evaluations[-1]["eval_loss"], rel=1e-6)
     assert json.loads((run / "env.json").read_text())["versions"]["torch"] == torch.__version__
-
-
-def test_a_row_holds_what_the_interface_names(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
-    row = train(tiny_recipes["bert"], tmp_path / "run", "train.steps=2", "train.eval_every=null")[-1]
-    names = (
-        "step tokens loss grad_norm learning_rate tokens_per_second model_flops_per_second mfu hfu "
-        "allocated_bytes_peak reserved_bytes_peak host_bytes_peak loss_scale skipped seconds"
-    )
-    assert set(names.split()) <= set(row)
-    assert row["allocated_bytes_peak"] is None
-    assert row["host_bytes_peak"] > 50e6
-    assert 0 < row["tokens"] <= 2 * 8 * 32
-    assert row["skipped"] == 0
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt"])
@@ -145,26 +122,6 @@ def test_a_run_goes_on_with_another_recompute_bitwise(
     assert losses(rows) != whole
 
 
-def test_a_signal_saves_and_stops(
-    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = Engine.step
-
-    def signalled(engine: Engine, max_norm: float | None = 1.0) -> Any:
-        if engine.steps_taken == 6:
-            signal.raise_signal(signal.SIGTERM)
-        return plain(engine, max_norm)
-
-    monkeypatch.setattr(Engine, "step", signalled)
-    with pytest.raises(Interrupted, match="SIGTERM: saved step 7"):
-        train(tiny_recipes["gpt"], tmp_path / "run")
-    monkeypatch.undo()
-    assert (tmp_path / "run" / "step-00000007" / "manifest.json").is_file()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    resumed = losses(train(tiny_recipes["gpt"], tmp_path / "run"))
-    assert resumed == losses(train(tiny_recipes["gpt"], tmp_path / "whole"))
-
-
 def test_a_finished_run_says_so(
     tiny_recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,15 +144,6 @@ def test_a_damaged_checkpoint_is_passed_over(
     weights.write_bytes(raw)
     assert losses(train(tiny_recipes["gpt"], run)) == losses(rows)
     assert "step-00000012" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("section", ["every_steps=4", "every_minutes=1e-9"])
-def test_checkpoints_by_steps_and_by_time(tiny_recipes: dict[str, Path], tmp_path: Path, section: str) -> None:
-    train(
-        tiny_recipes["gpt"], tmp_path / "run", "checkpoint.every_steps=null", f"checkpoint.{section}", "train.steps=9"
-    )
-    saved = sorted(folder.name for folder in (tmp_path / "run").glob("step-*"))
-    assert saved == [f"step-{s:08d}" for s in ((4, 8, 9) if "steps" in section else (7, 8, 9))]
 
 
 def test_new_weights_come_from_another_run(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
@@ -268,79 +216,6 @@ def test_a_corpus_smaller_than_a_batch_is_refused_before_a_folder_is_made(
     with pytest.raises(DataError, match="global_batch_size"):
         train(tiny_recipes["gpt"], tmp_path / "run", "train.global_batch_size=100000", "train.micro_batch_size=auto")
     assert not (tmp_path / "run").exists()
-
-
-def test_too_many_steps_that_are_not_finite(
-    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = Engine.backward
-
-    def broken(engine: Engine, loss: torch.Tensor) -> None:
-        plain(engine, loss * (float("nan") if engine.steps_taken >= 6 else 1.0))
-
-    monkeypatch.setattr(Engine, "backward", broken)
-    with pytest.raises(BigtrainError, match=r"3 steps in a row .* last good checkpoint is .*step-00000005"):
-        train(tiny_recipes["gpt"], tmp_path / "run", "train.max_skipped=2")
-    rows = read_metrics(tmp_path / "run")
-    assert [row["loss"] for row in rows if "loss" in row][-3:] == ["nan", "nan", "nan"]
-    assert rows[-1]["skipped"] == 3
-
-
-def test_a_gradient_that_is_not_finite_ends_a_run_with_release(
-    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = Engine.backward
-
-    def broken(engine: Engine, loss: torch.Tensor) -> None:
-        if engine.steps_taken == 9:  # the loss stays finite; the derivative of the root is infinite at 0, times 0
-            loss = loss + (next(engine.model.parameters()).sum() * 0).sqrt()
-        plain(engine, loss)
-
-    monkeypatch.setattr(Engine, "backward", broken)
-    with pytest.raises(NonFiniteGradient, match=r"^step 10: .*; the last good checkpoint is .*step-00000005") as caught:
-        train(tiny_recipes["gpt"], tmp_path / "run", *RELEASED)
-    assert caught.value.exit_code == 1
-    assert len(str(caught.value).splitlines()) == 1
-    assert [folder.name for folder in (tmp_path / "run").glob("step-*")] == ["step-00000005"]
-    monkeypatch.undo()
-    assert losses(train(tiny_recipes["gpt"], tmp_path / "run", *RELEASED)) == losses(
-        train(tiny_recipes["gpt"], tmp_path / "whole", *RELEASED)
-    )
-
-
-def test_with_release_steps_whose_loss_is_not_finite_are_skipped(
-    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = Engine.backward
-    monkeypatch.setattr(
-        Engine, "backward", lambda engine, loss: plain(engine, loss * (float("inf") if engine.steps_taken == 3 else 1))
-    )
-    rows = [row for row in train(tiny_recipes["gpt"], tmp_path / "run", *RELEASED) if "loss" in row]
-    assert [row["skipped"] for row in rows] == [0] * 3 + [1] * 9
-    assert rows[3]["loss"] == "inf"
-
-
-@pytest.mark.parametrize("change", ["amp.precision=bf16", "train.max_grad_norm=null", "optimizer.schedule=cosine",
-                                    "train.epochs=0.3", "data.packing=false", "train.z_loss=1e-4",
-                                    "train.label_smoothing=0.1", "train.attention_dropout=0.1",
-                                    "optimizer.name=muon", "optimizer.name=adafactor", "optimizer.state=8bit",
-                                    "optimizer.state=4bit"])  # fmt: skip
-def test_each_setting_trains(tiny_recipes: dict[str, Path], tmp_path: Path, change: str) -> None:
-    plain = losses(train(tiny_recipes["bert"], tmp_path / "plain"))
-    changed = losses(train(tiny_recipes["bert"], tmp_path / "changed", change))
-    assert changed != plain
-    assert changed[max(changed)] < changed[1]
-
-
-def test_what_is_said_while_training(
-    tiny_recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train(tiny_recipes["bert"], tmp_path / "run")
-    out = capsys.readouterr().out
-    assert "from new weights" in out
-    assert "step 12/12  loss " in out
-    assert "evaluation at step 12: loss " in out
-    assert "than token frequencies alone (" in out
 
 
 def test_other_data_need_the_tokenizer_that_the_weights_know(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:

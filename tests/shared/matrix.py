@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,19 +45,17 @@ def counted(row: str, tier: str, part: str = "") -> Iterator[Counts]:
     folder = os.environ.get(VARIABLE)
     if folder:
         name = "-".join(filter(None, (row, tier, part)))
-        content = {
-            "row": row,
-            "tier": tier,
-            "part": part,
-            "tried": found.tried,
-            "passed": found.tried - len(found.failed),
-        }
-        content |= {
-            "seconds": round(time.monotonic() - begun, 1),
-            "figures": found.figures,
-            "failed": found.failed[:20],
-        }
+        content = {"row": row, "tier": tier, "part": part, "tried": found.tried}
+        content |= {"passed": found.tried - len(found.failed), "failed": found.failed[:20], "figures": found.figures}
+        content |= {"seconds": round(time.monotonic() - begun, 1), "commit": _commit(), "cores": os.cpu_count()}
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     assert found.tried, f"{row}: nothing was tried"
     assert not found.failed, f"{row}: {len(found.failed)} of {found.tried} failed: {found.failed[:5]}"
+
+
+def _commit() -> str:
+    """Return the revision that is tested, with a plus where files differ from it."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    edited = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "bigtrain"], check=False).returncode
+    return commit + "+" * bool(edited)

@@ -7,11 +7,12 @@ PROMPT ?= Return the [MASK] of the object.
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Files rather than tests are dealt to the workers, so that what a file sets up once is set up once.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+# Files rather than tests are dealt to the workers, so that what a file sets up once is set up once; in the order that
+# tests/conftest.py gives them.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check clean
+.PHONY: help install demo test test-fast test-nightly check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r t d; do printf '%-18s%s\n' "$$t" "$$d"; done
@@ -28,6 +29,9 @@ test: install ## the whole test suite
 
 test-fast: install ## the tests that take seconds
 	$(PYTEST) -m "not gpu and not nightly and not slow"
+
+test-nightly: install ## what takes too long for every change: whole grids, long runs
+	$(PYTEST) -m "nightly and not gpu"
 
 check: install ## linters, types, import contracts, generated files
 	PYTHON=$(BIN)/python scripts/check

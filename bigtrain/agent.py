@@ -13,37 +13,33 @@ import os
 import platform
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from bigtrain.checkpoint import manifest
-from bigtrain.errors import BigtrainError, DoesNotFit, InputError, Interrupted, NodesChanged
+from bigtrain.errors import BigtrainError, InputError, Interrupted, NodesChanged
+from bigtrain.hang import Stuck, told
 from bigtrain.meeting import LOOK_SECONDS, QUIET, Lost, Over, Round, meeting_of, place_of
+from bigtrain.restarts import FINAL, Restarts, stopped_early
 from bigtrain.spawner import (
-    FORWARDED,
     GRACE_SECONDS,
     SAVING_SECONDS,
     Places,
     Workers,
     die_with_parent,
-    killed,
+    ended_by,
     listening,
 )
+from bigtrain.stops import Stopped, Stops
 
 TELL_SECONDS = 3.0
 """How often processes are told that nodes have come, until they end."""
 
-RESTARTS = 3
-"""How many faults in a row without a new checkpoint are tried again."""
-
-
-class Stopped(Exception):
-    """A signal came while no training process was there to be told."""
+COMPARE_SECONDS = 1.5
+"""How long the agents have to tell each other what they know of a hang, which they all see at about the same time."""
 
 
 class Agent:
@@ -57,22 +53,22 @@ class Agent:
         self._task = task
         self._address, self._interface = task["place"][3:5]
         self._run_dir = Path(task["run_dir"])
-        self._asked: list[int] = []
+        self._stops = Stops()
+        self._stops.waiting = False
         self._forwarded = 0
-        self._waiting = False
-        self._faults, self._newest = 0, self._newest_step()
+        self._restarts = Restarts(self._run_dir)
         self._nodes = 1
         self._meeting = meeting_of(task)
 
     def run(self) -> int:
         """Train until the run is over, on whatever nodes there are, and return the exit code."""
-        with self._signals_noted():
+        with self._stops.noted():
             code = None
             while code is None:
                 try:
                     code = self._train(self._meet())
-                except Stopped:
-                    return self._stopped_early()
+                except Stopped as stopped:
+                    raise stopped_early(stopped, self._run_dir) from None
                 except Over as over:
                     if over.code:
                         print(f"error: another node has ended the run with {over.code}", file=sys.stderr)
@@ -82,9 +78,8 @@ class Agent:
             return code
 
     def _meet(self) -> Round:
-        self._waiting = True
-        if self._asked:
-            raise Stopped
+        self._stops.waiting = True
+        self._stops.check()
         now = self._meeting.next_round(SAVING_SECONDS)
         self._nodes = now.nodes
         return now
@@ -95,14 +90,16 @@ class Agent:
         argv = [*self._task["argv"]]
         argv[1] = str(os.getpid())
         environment = {key: value for key, value in os.environ.items() if key not in QUIET}
-        workers = Workers([sys.executable, "-P", "-m", *argv], text, environment, self._task["devices"])
+        command, timeout_seconds = [sys.executable, "-P", "-m", *argv], self._task["timeout_seconds"]
+        workers = Workers(command, text, environment, self._task["devices"], timeout_seconds=timeout_seconds)
         with ExitStack() as held:
             held.enter_context(workers.started(held.enter_context(self._places(now))))
-            self._waiting, self._forwarded = False, 0
+            self._stops.waiting, self._forwarded = False, 0
             self._meeting.begin()
-            changed = self._watched(now, workers)
+            changed, hang = self._watched(now, workers)
             index, code = workers.finish()
-        return self._after(now, index, code, changed=changed)
+        what = hang or ended_by(code, now.node * self._task["devices"] + index, workers.count, platform.node())
+        return self._after(now, code, what, changed=changed)
 
     def _agreed_plan(self, now: Round) -> str:
         """Return the first node's plan, once all nodes are known to have been launched with the same."""
@@ -112,9 +109,9 @@ class Agent:
         if now.node == 0:
             now.tell("plan", self._task["plan"])
         facts = {**versions(), "recipe": self._task["recipe"], "devices": str(self._task["devices"])}
-        told = now.gather("facts", json.dumps([platform.node(), facts]))
+        facts_of_all = now.gather("facts", json.dumps([platform.node(), facts]))
         try:
-            refuse_differences("node", told)
+            refuse_differences("node", facts_of_all)
         except InputError as error:
             self._close(error.exit_code)
             raise
@@ -130,15 +127,19 @@ class Agent:
             interface = None if "GLOO_SOCKET_IFNAME" in os.environ else self._interface
             yield Places(now.node * devices, now.nodes * devices, address, port, listener, interface)
 
-    def _watched(self, now: Round, workers: Workers) -> bool:
-        """Return once the processes are over; tell whether they were ended here because the nodes change."""
+    def _watched(self, now: Round, workers: Workers) -> tuple[bool, str]:
+        """Return once the processes are over: whether they were ended since the nodes change, and who has hung."""
         watching = True
-        change, told = None, -math.inf
+        change, told_at = None, -math.inf
         while not workers.over:
             time.sleep(LOOK_SECONDS)
             self._forward(now, workers)
-            if change == "come" and not self._asked and time.monotonic() - told > TELL_SECONDS:
-                told = time.monotonic()
+            hang = self._hang(now, workers, asked=watching and now.nodes > 1)
+            if hang:
+                workers.end(0.0)
+                return False, hang
+            if change == "come" and not self._stops.asked and time.monotonic() - told_at > TELL_SECONDS:
+                told_at = time.monotonic()
                 workers.send(signal.SIGUSR2)  # again and again: while they start they do not hear it
             if not watching or change is not None:
                 continue
@@ -148,72 +149,55 @@ class Agent:
                 watching = False  # the processes tell whether they can go on without the node where all met
             if change == "gone":
                 workers.end(GRACE_SECONDS)  # its connections need not be closed, and then the others wait for it
-        return change is not None
+        return change is not None, ""
+
+    def _hang(self, now: Round, workers: Workers, *, asked: bool) -> str:
+        """Say which rank of all nodes hangs, if one does; the stacks of those here are in the run folder then."""
+        elsewhere = False
+        with suppress(Lost):
+            elsewhere = asked and now.heard("stuck")
+        hang = workers.look(now=elsewhere)
+        if hang is None:
+            return ""
+        ranks = hang.ranks
+        with suppress(Lost):
+            now.tell("stuck", "")
+            now.tell(f"stuck/{now.node}", json.dumps([asdict(rank) for rank in ranks]))
+            keys, end = [f"stuck/{node}" for node in range(now.nodes)], time.monotonic() + COMPARE_SECONDS
+            while time.monotonic() < end and not all(map(now.heard, keys)):
+                time.sleep(LOOK_SECONDS)
+            heard = [now.told(key) for key in filter(now.heard, keys)]
+            ranks = [Stuck(**one) for text in heard for one in json.loads(text)]
+        text = told(ranks, hang.timeout_seconds, hang.write(self._run_dir))
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        return text.partition("\n")[0]
 
     def _forward(self, now: Round, workers: Workers) -> None:
         """Pass signals on; the other nodes are told first that it was this one that was asked to end."""
-        while self._forwarded < len(self._asked):
+        while self._forwarded < len(self._stops.asked):
             if self._forwarded == 0:
                 self._meeting.leave(now)
-            workers.send(self._asked[self._forwarded])
+            workers.send(self._stops.asked[self._forwarded])
             self._forwarded += 1
 
-    def _after(self, now: Round, index: int, code: int, *, changed: bool) -> int | None:
+    def _after(self, now: Round, code: int, what: str, *, changed: bool) -> int | None:
         """Return the exit code of a run whose processes have ended like this; None if it goes on here."""
         if code == Interrupted.exit_code and self._meeting.others_stay(now):
-            return code if self._asked else None
-        if code not in (0, InputError.exit_code, DoesNotFit.exit_code, Interrupted.exit_code):
-            if self._asked:
+            return code if self._stops.asked else None
+        if code not in FINAL:
+            if self._stops.asked:
                 if not self._meeting.others_stay(now):
                     self._close(Interrupted.exit_code)
-                raise Stopped
-            if changed or code == NodesChanged.exit_code or not self._is_last(index, code):
+                self._stops.check()
+            if changed or code == NodesChanged.exit_code or self._restarts.again(what):
                 return None
             code = BigtrainError.exit_code
         self._close(code)
         return code
 
-    def _is_last(self, index: int, code: int) -> bool:
-        """Count a fault, say what is done about it, and tell whether it is the last."""
-        newest = self._newest_step()
-        self._faults = 1 if newest > self._newest else self._faults + 1
-        self._newest = newest
-        what = killed(-code, index, self._task["devices"]) if code < 0 else f"a training process ended with {code}"
-        if self._faults > RESTARTS:
-            print(f"error: {what}; {RESTARTS} restarts brought no new checkpoint", file=sys.stderr)
-            return True
-        since = f"from step {newest}" if newest else "from the start"
-        print(f"{what.partition(';')[0]}; starting again {since} ({self._faults} of {RESTARTS})", flush=True)
-        return False
-
     def _close(self, code: int) -> None:
-        self._waiting = False
+        self._stops.waiting = False
         self._meeting.close(code, self._nodes)
-
-    def _stopped_early(self) -> int:
-        """Return the exit code after a signal that no process could save for: earlier checkpoints are what there is."""
-        name = signal.Signals(self._asked[0]).name
-        if not self._newest_step():
-            raise BigtrainError(f"{name}: ended before a checkpoint; launch again to start")
-        raise Interrupted(f"{name}: the newest checkpoint is of step {self._newest_step()}; launch again to go on")
-
-    def _newest_step(self) -> int:
-        return max(map(manifest.step_of, manifest.step_folders(self._run_dir)), default=0)
-
-    @contextmanager
-    def _signals_noted(self) -> Iterator[None]:
-        def note(number: int, _frame: FrameType | None) -> None:
-            self._asked.append(number)
-            if self._waiting:
-                raise Stopped
-
-        main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.signal(number, note) for number in FORWARDED} if main else {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bigtrain.errors import BigtrainError, DoesNotFit, InputError
-from bigtrain.recipe_commands import recipes_app, write_file
+from bigtrain.recipe_commands import folder_named, recipes_app, write_file
 
 if TYPE_CHECKING:
     from bigtrain.config.schema import Recipe
@@ -47,7 +47,9 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, 
 def launch(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    run_dir: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME without it.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(parser=folder_named, metavar="DIR", help="The run folder; runs/NAME without it.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve and plan only, print both.")] = False,
     allow: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A key that may differ on resume.")] = None,
     render: Annotated[Scheduler | None, typer.Option(help="Print a scheduler's job file, submit nothing.")] = None,
@@ -57,6 +59,7 @@ def launch(
     from bigtrain.launcher import fetch_tokenizer, plan_again, started_ranks
     from bigtrain.launcher import launch as start
     from bigtrain.rendering import Command, check_local, job_file
+    from bigtrain.restarts import stoppable
 
     if render is None and device is not None:
         raise InputError(f"command line: --device: {device}: a run takes what is here; add --render, or use plan")
@@ -70,7 +73,8 @@ def launch(
     folder = run_dir or Path("runs") / loaded.name
     if not dry_run:
         check_local(loaded)
-        fetch_tokenizer(loaded)
+        with stoppable(folder):
+            fetch_tokenizer(loaded)
     planned = plan_again(loaded, folder)
     if dry_run:
         print(planned.to_yaml())
@@ -103,7 +107,7 @@ def plan(
 
     ranks = None if world_size is None else world_sizes(world_size)
     _check_flags(ranks, sweep=sweep, png=png, output=output)
-    budget = [] if memory_budget is None else [f"memory.budget={memory_budget}"]
+    budget = [] if memory_budget is None else [f"memory.budget={memory_budget or repr(memory_budget)}"]
     loaded = _load(recipe, [*(overrides or []), *budget])
     hardware = _hardware(loaded, device)
     if isinstance(ranks, list):
@@ -212,6 +216,9 @@ def main() -> None:
         print(f"error: this needs {error.name}, which is not installed: pip install {error.name}", file=sys.stderr)
         code = 1
     except UsageFault as error:
+        if len(sys.argv) < 2:  # no wrong word, but none at all: the message is the help
+            print(error.format_message())
+            sys.exit(2)
         print(f"error: command line: {error.format_message().rstrip('.')}; see bigtrain --help", file=sys.stderr)
         code = 2
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -35,7 +36,8 @@ class Engine:
 
     Micro-batches count by their share of the batch's labelled tokens, so the size of a micro-batch does not change
     what is computed; nor does the number of ranks. `steps_taken` counts optimizer steps, skipped ones included. With
-    gradient release the update happens inside `backward`. On several ranks all call everything equally often.
+    gradient release the update happens inside `backward`. On several ranks all call everything equally often. A step
+    of a loss above `highest_loss` changes nothing either, except with gradient release.
     """
 
     def __init__(
@@ -59,12 +61,11 @@ class Engine:
         self.optimizer = optimizer
         self.loss_scale = loss_scale
         self.device = loss_scale.value.device
-        self.steps_taken = 0
+        self.steps_taken, self.highest_loss = 0, math.inf
         self._micro_batch_size = micro_batch_size
         self._shifted_labels = shifted_labels
         self._schedule = schedule
-        self._release = release
-        self._share = 0.0
+        self._release, self._share = release, 0.0
         self._loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
     @property
@@ -153,13 +154,14 @@ class Engine:
         norm = global_norm(gradients, self.device, [self.spread.copies(name) for name in found])
         loss, norm = self._over_ranks(self._loss, norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss) & (overflow == 0)
-        if self._may_update(finite):
+        wanted = finite & (loss <= self.highest_loss)
+        if self._may_update(wanted):
             if max_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
             self.optimizer.step()
         self.loss_scale.update(1 - finite.float())
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, norm, finite, learning_rate, scale)
+        return StepResult(loss, norm, wanted, learning_rate, scale)
 
     def _over_ranks(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and the global norm (fp32) from this rank's share of the loss and norm of its gradients."""
@@ -229,10 +231,8 @@ def prepare(
     weights, accumulated = recipe.amp.master_weights, plan.accumulation_steps > 1
     mesh = spread.mesh_of(plan)
     in_parts = find_blocks(model, blocks) if mesh is not None else ()
-    rounds, cut = (
-        partial(keep, master_weights=weights, accumulated=accumulated),
-        spread.cut_of(model, plan, in_parts, mesh),
-    )
+    rounds = partial(keep, master_weights=weights, accumulated=accumulated)
+    cut = spread.cut_of(model, plan, in_parts, mesh)
     spread.make_equal(model, world)
     rows = place(model, device, seed=recipe.seed, keep=rounds, cut=cut)
     shared = spread.share_products(model, plan, in_parts, mesh)  # of the weights of one process

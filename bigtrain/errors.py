@@ -5,6 +5,7 @@ BigtrainError
     RecipeError         the recipe or an override
     DataError           a corpus, a tokenizer, a shard
     CheckpointError     a checkpoint that is absent, damaged or of another model
+      NewerFormat         a checkpoint that a later bigtrain wrote
       ResumeError         a run folder of another recipe
   DoesNotFit          over the memory budget: exit 3
   OutOfMemory         in the middle of a run, whatever was predicted: exit 1
@@ -67,6 +68,10 @@ class DataError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint that is absent, damaged or belongs to another model."""
+
+
+class NewerFormat(CheckpointError):
+    """A checkpoint that a later bigtrain wrote; never passed over for an older one, which would lose steps."""
 
 
 class ResumeError(CheckpointError):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bigtrain import slurm
 from bigtrain.checkpoint import manifest
+from bigtrain.checkpoint.lock import check_unused
 from bigtrain.checkpoint.resume import as_chosen_before, check_resume, stored_recipe
 from bigtrain.config.checks import node_counts
 from bigtrain.config.dump import to_yaml
@@ -21,10 +22,13 @@ from bigtrain.data.packing import check_rows
 from bigtrain.data.vocabulary import TRAIN, vocabulary_size
 from bigtrain.errors import DoesNotFit, Fault, InputError, RecipeError
 from bigtrain.memory.predict import torch_threads
+from bigtrain.one_node import keep_running
 from bigtrain.planner.plan import Plan, plan
 from bigtrain.planner.settle import chosen_hardware
 from bigtrain.rendezvous import rendezvous, run_id
+from bigtrain.restarts import stoppable
 from bigtrain.spawner import Workers
+from bigtrain.stops import Stops
 from bigtrain.world import World, check_told, world_of
 
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
@@ -55,15 +59,29 @@ def launch(
     if several:
         check_meeting(plan.recipe)
     folder = Path(run_dir)
+    with stoppable(folder) as stops:
+        return _launch(plan, folder, allowed, written or plan.recipe, stops, several=several)
+
+
+def _launch(plan: Plan, folder: Path, allowed: Sequence[str], written: Recipe, stops: Stops, *, several: bool) -> int:
+    if not several and started_ranks(plan.recipe) is None:  # else the first rank itself may have it by now
+        check_unused(folder)
     check_resume(folder, plan.recipe, allowed)
     if not manifest.step_folders(folder):  # a run that has a checkpoint of its own starts from that
         check_init_from(plan)
     plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe)))
     argv = ["bigtrain.training", str(os.getpid()), str(folder), ",".join(allowed), *sys.argv]
     if several:
-        return _with_other_nodes(plan, folder, argv, written or plan.recipe)
-    count = plan.world_size if started_ranks(plan.recipe) is None else 1
-    return Workers(python(*argv), plan.to_yaml(), worker_environment(plan.hardware.kind, count), count).run()
+        return _with_other_nodes(plan, folder, argv, written)
+    if started_ranks(plan.recipe) is not None:  # who has started the other ranks starts them again, or not
+        return Workers(python(*argv), plan.to_yaml(), worker_environment(plan.hardware.kind), 1).run()
+    environment = worker_environment(plan.hardware.kind, plan.world_size)
+    command, timeout_seconds = python(*argv), plan.recipe.cluster.timeout
+    return keep_running(
+        lambda: Workers(command, plan.to_yaml(), environment, plan.world_size, timeout_seconds=timeout_seconds),
+        folder,
+        stops,
+    )
 
 
 def _with_other_nodes(plan: Plan, folder: Path, argv: Sequence[str], written: Recipe) -> int:

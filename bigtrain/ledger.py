@@ -177,7 +177,7 @@ class Ledger:
             node = self.nodes.pop()
             if node in buffers:
                 self.place = node.place
-                inputs, parameters = _run(node, buffers.pop(node))
+                inputs, parameters = _run(node, buffers)
                 for parent in reversed(node.parents):
                     storage = inputs.pop()
                     if parent is not None and storage is not None:
@@ -204,9 +204,13 @@ REFERENCES_OF_A_BUFFER = _references_of_a_buffer()
 """What Python counts for an object that only a dictionary refers to, asked in this way: versions differ."""
 
 
-def _run(node: Node, gradient: Storage) -> Gradients:
+def _run(node: Node, buffers: dict[Node, Storage]) -> Gradients:
+    """Run a node on the gradient that waits for it, and let go of that, then of what the node kept."""
     kept, node.kept = node.kept, NOTHING  # a region, and what it holds, lasts until its last node has run
-    return node.backward(gradient, kept.take())
+    gradient = buffers.pop(node)
+    made = node.backward(gradient, kept.take())
+    del gradient
+    return made
 
 
 NOTHING = Kept([])

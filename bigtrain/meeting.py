@@ -61,6 +61,11 @@ class Round(NamedTuple):
         with _lost():
             return str(self.store.get(key).decode())
 
+    def heard(self, key: str) -> bool:
+        """Tell whether a node has told something under a key. Raises Lost."""
+        with _lost():
+            return bool(self.store.check([key]))
+
     def gather(self, key: str, text: str) -> list[str]:
         """Return what each node tells under a key, in their order. Raises Lost."""
         self.tell(f"{key}/{self.node}", text)

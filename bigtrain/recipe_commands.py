@@ -44,6 +44,18 @@ def copy(
     print(f"{file}: written; next: bigtrain launch {file}")
 
 
+def folder_named(text: str | Path) -> Path:
+    """Return the folder that an option names. Raises typer.BadParameter for an empty or an impossible name."""
+    if not str(text):
+        raise typer.BadParameter("it is empty; name a folder")
+    folder = Path(text)
+    try:
+        folder.exists()
+    except OSError as error:
+        raise typer.BadParameter(f"{error.strerror}; name another folder") from None
+    return folder
+
+
 def write_file(file: Path, text: str, mode: str) -> None:
     """Write a file that was named on the command line; mode "x" writes over nothing.
 

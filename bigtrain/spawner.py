@@ -11,15 +11,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
+from bigtrain.activity import is_known
 from bigtrain.errors import BigtrainError, Interrupted, NodesChanged
+from bigtrain.hang import Hang, told
+from bigtrain.stops import FORWARDED
+from bigtrain.watchdog import Watched
 from bigtrain.world import LISTENER, NONE
-
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 LOOPBACK = "127.0.0.1"
 
@@ -35,6 +38,9 @@ SAVING_SECONDS = 600.0
 
 SAVED = (Interrupted.exit_code, NodesChanged.exit_code)
 """A worker's exit codes after a signal and a checkpoint."""
+
+CRASHED = 70
+"""That of one that raised an error which is none of ours, after its traceback (EX_SOFTWARE of sysexits(3))."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,18 @@ class Workers:
         environment: Mapping[str, str],
         count: int,
         passed: Sequence[int] = (),
+        *,
+        timeout_seconds: float | None = None,
     ) -> None:
-        """Take the text that each gets on its standard input, and numbers of files that each inherits."""
-        self._argv, self._text, self._environment, self._count = argv, text, environment, count
+        """Take the text that each gets on its standard input, and numbers of files that each inherits.
+
+        With a timeout they are expected to beat (`heartbeat`), and one that does nothing for so long hangs.
+        """
+        self.count = count
+        self._argv, self._text, self._environment = argv, text, environment
         self._passed = tuple(passed)
+        self._timeout_seconds = timeout_seconds if is_known() else None
+        self._watched: Watched | None = None
         self._processes: list[subprocess.Popen[str]] = []
         self._outputs: list[IO[str] | None] = []
 
@@ -95,29 +109,49 @@ class Workers:
         That is the first one's that is not 0; the others are ended then. Raises BigtrainError for a process that
         something from outside has ended.
         """
+        with _signals_forwarded_to(self):
+            index, code = self.alone()
+        if code < 0:
+            raise BigtrainError(f"{ended_by(code, index, self.count)}; launch again to go on")
+        return BigtrainError.exit_code if code == CRASHED else code
+
+    def alone(self, meanwhile: Callable[[], None] = lambda: None, run_dir: Path | None = None) -> tuple[int, int]:
+        """Run all on this machine alone, and return what `finish` does; `meanwhile` is called again and again.
+
+        Raises BigtrainError for a hang; the stacks are in the run folder then.
+        """
         with ExitStack() as held:
-            places = held.enter_context(_alone(self._count)) if self._count > 1 else None
+            places = held.enter_context(_alone(self.count)) if self.count > 1 else None
             held.enter_context(self.started(places))
-            held.enter_context(_signals_forwarded_to(self))
             while not self.over:
                 time.sleep(POLL_SECONDS)
-            index, code = self.finish()
-        if code < 0:
-            raise BigtrainError(killed(-code, index, self._count))
-        return code
+                meanwhile()
+                hang = self.look()
+                if hang is not None:
+                    raise BigtrainError(told(hang.ranks, hang.timeout_seconds, run_dir and hang.write(run_dir)))
+            return self.finish()
 
     @contextmanager
     def started(self, places: Places | None) -> Iterator[None]:
         """Start all, and kill those that are left at the end; one process alone needs no place."""
         with ExitStack() as held:
+            if self._timeout_seconds is not None:
+                self._watched = Watched(self.count, self._timeout_seconds)
+                held.callback(self._watched.close)
             try:
-                for index in range(self._count):
+                for index in range(self.count):
                     self._start(index, places, held)
                 for process in self._processes:
                     _feed(process, self._text)
+                if self._watched is not None:
+                    self._watched.begin([process.pid for process in self._processes], places.first if places else 0)
                 yield
             finally:
                 self.end(0.0)
+
+    def look(self, *, now: bool = False) -> Hang | None:
+        """Return what is known of a hang, if there is one; `now`: of all processes as they are, hang or not."""
+        return None if self._watched is None else self._watched.look(now=now)
 
     @property
     def over(self) -> bool:
@@ -142,7 +176,7 @@ class Workers:
             return 0, 0
         self.end(SAVING_SECONDS if all(codes[index] in SAVED for index in failed) else GRACE_SECONDS)
         # One that was killed comes first, then one that says what is wrong: the others only lost it.
-        culprit = min(failed, key=lambda index: (codes[index] == BigtrainError.exit_code, codes[index] or 0))
+        culprit = min(failed, key=lambda index: (codes[index] == CRASHED, codes[index] or 0))
         self._show(culprit)
         return culprit, codes[culprit] or 0
 
@@ -159,8 +193,12 @@ class Workers:
     def _start(self, index: int, places: Places | None, held: ExitStack) -> None:
         environment: dict[str, str] = dict(self._environment)
         passed = self._passed
+        if self._watched is not None:
+            told_it, files = self._watched.inherited(index)
+            environment |= told_it
+            passed = (*passed, *files)
         if places is not None:
-            environment |= places.environment(index, self._count)
+            environment |= places.environment(index, self.count)
             if places.listener is not None and index == 0:
                 passed = (*passed, places.listener.fileno())
         output = held.enter_context(_aside()) if index else None
@@ -227,11 +265,16 @@ def _feed(process: subprocess.Popen[str], text: str) -> None:
         pass
 
 
-def killed(number: int, index: int, count: int) -> str:
-    """Say that a signal has ended one of so many processes."""
-    hint = "; the system does that when memory runs out: use a smaller train.micro_batch_size" if number == 9 else ""
-    which = "the training process" if count == 1 else f"the training process of rank {index}"
-    return f"{which} was ended by {signal.Signals(number).name}{hint}; launch again to go on"
+def ended_by(code: int, rank: int, count: int, host: str = "") -> str:
+    """Say how one of so many processes has ended: by a signal, for a negative exit code, or by itself."""
+    where = f" on {host}" if host else ""
+    which = "the training process" if count == 1 else f"the training process of rank {rank}{where}"
+    if code == CRASHED:
+        return f"{which} crashed"
+    if code >= 0:
+        return f"{which} ended with {code}"
+    hint = "; the system does that when memory runs out: use a smaller train.micro_batch_size" if code == -9 else ""
+    return f"{which} was ended by {signal.Signals(-code).name}{hint}"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.optim import Optimizer
 
 from bigtrain.amp.precision import DTYPES
+from bigtrain.heartbeat import collective_seconds
 from bigtrain.memory.layout import layout_of
 from bigtrain.models.shape import shared_products
 from bigtrain.optim.exchange import Exchange, check_elementwise, connect
@@ -106,7 +107,7 @@ def mesh_of(plan: Plan) -> DeviceMesh | None:
         dims, names = (*dims, ranks), (*names, TENSOR_DIM)
     mesh = init_device_mesh(plan.hardware.kind, dims, mesh_dim_names=names)
     for group in mesh.get_all_groups():  # those of fewer ranks than all would wait for half an hour
-        _set_pg_timeout(timedelta(seconds=plan.recipe.cluster.timeout), group)
+        _set_pg_timeout(timedelta(seconds=collective_seconds(plan.recipe.cluster.timeout)), group)
     return mesh
 
 

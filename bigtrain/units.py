@@ -19,7 +19,12 @@ TIME_UNITS = {
 LONGEST_QUANTITY = 40
 """Characters; a longer text is a slip of the keyboard, and numbers of thousands of digits are slow."""
 
+_COUNTS = "500, 500K, 3M or 32B"
 _QUANTITY = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+
+
+class NoQuantityError(ValueError):
+    """A text that is no number with a unit at all."""
 
 
 def parse_bytes(text: str) -> int:
@@ -37,10 +42,10 @@ def parse_count(text: str) -> int:
     """Return the whole number that a text such as '32B', '500K' or '1_000' stands for."""
     number, unit = _split(text)
     if unit not in COUNT_UNITS:
-        raise ValueError(f"{text!r} is not a count; write for example 500, 500K, 3M or 32B")
+        raise ValueError(f"{text!r} is not a count; write for example {_COUNTS}")
     count = number * COUNT_UNITS[unit]
     if count != int(count):
-        raise ValueError(f"{text!r} is not a whole number")
+        raise ValueError(f"{text!r} is not a whole number; write for example {_COUNTS}")
     return int(count)
 
 
@@ -115,5 +120,5 @@ def format_seconds(seconds: float) -> str:
 def _split(text: str) -> tuple[Decimal, str]:
     match = _QUANTITY.fullmatch(text.strip())
     if not match or len(text) > LONGEST_QUANTITY:
-        raise ValueError(f"{text[:LONGEST_QUANTITY]!r} is not a quantity")
+        raise NoQuantityError(f"{text[:LONGEST_QUANTITY]!r} is not a quantity")
     return Decimal(match[1].replace("_", "")), match[2]

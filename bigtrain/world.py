@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from bigtrain import slurm
 from bigtrain.errors import InputError
+from bigtrain.heartbeat import collective_seconds, exchange
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    group: Any = field(default=None, kw_only=True, compare=False, repr=False)
+    """The process group that texts and numbers go over; None is torch's own, of all ranks."""
 
     @property
     def first(self) -> bool:
@@ -89,13 +92,26 @@ class World:
         mine = torch.zeros(8 + longest, dtype=torch.uint8)
         mine[: 8 + len(raw)] = torch.frombuffer(bytearray(len(raw).to_bytes(8, "little") + raw), dtype=torch.uint8)
         parts = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(parts, mine)
+        with exchange():
+            dist.all_gather(parts, mine, group=self.group)
         found = (bytes(part.numpy()) for part in parts)
         return [part[8 : 8 + int.from_bytes(part[:8], "little")].decode() for part in found]
 
     def broadcast(self, text: str) -> str:
         """Return the first rank's text."""
         return self.gather(text if self.first else "")[0]
+
+    def for_thread(self, timeout_seconds: float) -> World:
+        """Return this world over a group of its own, for another thread: what two threads say over one gets mixed up.
+
+        All ranks call this together.
+        """
+        if self.size == 1:
+            return self
+        import torch.distributed as dist
+
+        timeout = timedelta(seconds=collective_seconds(timeout_seconds))
+        return replace(self, group=dist.new_group(backend="gloo", timeout=timeout))
 
     def _reduced(self, values: Sequence[float], how: str) -> list[float]:
         if self.size == 1:
@@ -104,7 +120,8 @@ class World:
         import torch.distributed as dist
 
         numbers = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(numbers, getattr(dist.ReduceOp, how))
+        with exchange():
+            dist.all_reduce(numbers, getattr(dist.ReduceOp, how), group=self.group)
         found: list[float] = numbers.tolist()
         return found
 
@@ -183,7 +200,7 @@ def joined(*, kind: str | None = None, timeout_seconds: float = 60.0) -> Iterato
         return
     import torch
 
-    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_seconds)}
+    options: dict[str, Any] = {"timeout": timedelta(seconds=collective_seconds(timeout_seconds))}
     kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda":
         # A scheduler may show each process its own device alone.

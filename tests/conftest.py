@@ -40,7 +40,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs CUDA where there is none; torch is imported only if such a test was asked for."""
+    """Begin with files that take long, so that workers end together, and skip what needs CUDA where there is none.
+
+    torch is imported only if such a test was asked for.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        long = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in long)
     for_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not for_gpu:
         return

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from bigtrain import agent as module
-from bigtrain.agent import RESTARTS, Agent
-from bigtrain.errors import BigtrainError, InputError, Interrupted
+from bigtrain.agent import Agent
+from bigtrain.errors import BigtrainError, InputError
+from bigtrain.restarts import RESTARTS
+from bigtrain.spawner import CRASHED
 
 SHARED = Path(__file__).parent / "shared"
 
@@ -94,15 +96,15 @@ def test_processes_of_all_nodes_have_neighbouring_places_and_one_plan(nodes: Nod
     assert all(place["parent"] for place in found)
 
 
-@pytest.mark.parametrize("code", [2, 3])
-def test_wrong_input_ends_the_run_everywhere_and_is_not_tried_again(nodes: Nodes, code: int) -> None:
+@pytest.mark.parametrize("code", [1, 2, 3])
+def test_what_is_said_to_be_wrong_ends_the_run_everywhere_and_is_not_tried_again(nodes: Nodes, code: int) -> None:
     nodes.script([code], [code])
     assert [one.result() for one in [nodes.start([2]) for _ in range(2)]] == [code, code]
     assert len(nodes.attempts(0)) == len(nodes.attempts(1)) == 1
 
 
 def test_wrong_input_that_one_rank_alone_sees_ends_the_other_node(nodes: Nodes, capsys: Any) -> None:
-    nodes.script([2], [1])
+    nodes.script([2], [CRASHED])
     assert [one.result() for one in [nodes.start([2]) for _ in range(2)]] == [2, 2]
     assert "another node has ended the run with 2" in capsys.readouterr().err
 
@@ -123,26 +125,23 @@ def test_another_number_of_devices_is_refused(nodes: Nodes) -> None:
 
 
 def test_after_a_fault_of_one_process_all_start_again(nodes: Nodes, capsys: Any) -> None:
-    nodes.script([1], [WAIT])
+    nodes.script([CRASHED], [WAIT])
     assert [one.result() for one in [nodes.start([2]) for _ in range(2)]] == [0, 0]
     assert len(nodes.attempts(0)) == len(nodes.attempts(1)) == 2
-    assert (
-        f"a training process ended with 1; starting again from the start (1 of {RESTARTS})" in capsys.readouterr().out
-    )
+    assert f"the training process crashed; starting again from the start (1 of {RESTARTS})" in capsys.readouterr().out
 
 
 def test_without_a_new_checkpoint_the_third_restart_is_the_last(nodes: Nodes, capsys: Any) -> None:
-    nodes.script([1] * 9)
+    nodes.script([CRASHED] * 9)
     assert nodes.start([1]).result() == 1
     assert len(nodes.attempts(0)) == 1 + RESTARTS
     assert (
-        f"error: a training process ended with 1; {RESTARTS} restarts brought no new checkpoint"
-        in capsys.readouterr().err
+        f"error: the training process crashed; {RESTARTS} restarts brought no new checkpoint" in capsys.readouterr().err
     )
 
 
 def test_with_new_checkpoints_there_may_be_more(nodes: Nodes, capsys: Any) -> None:
-    nodes.script([1, 1, "save", 1, 1, "save"])
+    nodes.script([CRASHED, CRASHED, "save", CRASHED, CRASHED, "save"])
     assert nodes.start([1]).result() == 0
     assert len(nodes.attempts(0)) == 7
     assert "starting again from step 3 (1 of 3)" in capsys.readouterr().out
@@ -152,21 +151,13 @@ def test_asked_to_stop_on_one_node_all_save_and_end(nodes: Nodes) -> None:
     nodes.script([WAIT], [WAIT])
     ended = [nodes.start([2]) for _ in range(2)]
     nodes.wait(lambda: bool(nodes.attempts(0) and nodes.attempts(1)))
-    nodes.agents[1]._asked.append(SIGTERM)
+    nodes.agents[1]._stops.asked.append(SIGTERM)
     nodes.wait(ended[1].done)
     assert ended[1].result() == 75
-    nodes.agents[0]._asked.append(SIGTERM)  # the ranks of the other node agree with it, as those of the script do not
+    nodes.agents[0]._stops.asked.append(
+        SIGTERM
+    )  # the ranks of the other node agree with it, as those of the script do not
     assert ended[0].result() == 75
-
-
-def test_asked_before_anything_started_nothing_is_promised(nodes: Nodes) -> None:
-    waiting = nodes.made([2])
-    waiting._asked.append(SIGTERM)
-    with pytest.raises(BigtrainError, match="^SIGTERM: ended before a checkpoint; launch again to start"):
-        waiting._stopped_early()
-    (nodes.folder / "step-00000007").mkdir()
-    with pytest.raises(Interrupted, match="^SIGTERM: the newest checkpoint is of step 7; launch again to go on"):
-        waiting._stopped_early()
 
 
 def test_a_signal_while_other_nodes_are_waited_for_ends_it(nodes: Nodes) -> None:
@@ -201,6 +192,16 @@ def test_a_process_that_is_killed_is_a_fault(nodes: Nodes, capsys: Any) -> None:
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_of_a_rank_that_hangs_all_nodes_know(nodes: Nodes, capsys: Any) -> None:
+    nodes.script(["hang", 0], ["idle", 0])
+    assert [one.result() for one in [nodes.start([2], timeout_seconds=4) for _ in range(2)]] == [0, 0]
+    said = capsys.readouterr().err
+    assert said.count("rank 0 on") == 2
+    assert "is stuck in data of step 6, idle; nothing moved for 4 s" in said
+    assert len(list(nodes.folder.glob("stacks-*.txt"))) == 1  # of two agents on one host
+
+
 def test_too_few_nodes_end_after_the_timeout(nodes: Nodes) -> None:
     text = r"fewer than 2 nodes came to node1:\d+ within 1 s \(cluster.timeout\); launch the same on each"
     with pytest.raises(InputError, match=text):
@@ -222,7 +223,7 @@ def test_a_node_that_leaves_does_not_end_an_elastic_run(nodes: Nodes) -> None:
     nodes.script([WAIT, 0], [WAIT])
     ended = [nodes.start([1, 2]) for _ in range(2)]
     nodes.wait(lambda: bool(nodes.attempts(0) and nodes.attempts(1)))
-    nodes.agents[1]._asked.append(SIGTERM)
+    nodes.agents[1]._stops.asked.append(SIGTERM)
     assert ended[1].result() == 75
     nodes.agents[1]._meeting._rendezvous._stop_heartbeats()  # as when its process has ended
     assert ended[0].result() == 0

@@ -89,7 +89,21 @@ CASES: dict[int, dict[str, Case]] = {
     },
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 60)]
-ALL = [(world, name) for world, cases in CASES.items() for name in cases]
+NIGHTLY = ("plain 3", "bf16 2, accumulated", "hybrid 3, lamb", "adafactor 3")
+"""On four ranks, whose mechanisms two ranks or other cases of four have too."""
+
+
+def tier(world: int, name: str) -> str:
+    """Return which group of processes goes through a case."""
+    return "two" if world == 2 else "nightly" if name in NIGHTLY else "four"
+
+
+ALL = [
+    pytest.param(world, name, marks=pytest.mark.nightly if tier(world, name) == "nightly" else ())
+    for world, cases in CASES.items()
+    for name in cases
+]
+PLAIN_UPDATES = [case for case in ALL if CASES[case.values[0]][case.values[1]].optimizer == "adamw"]
 
 
 def recipe_of(world: int, case: Case, corpus: Path) -> Recipe:
@@ -148,23 +162,29 @@ Told = Callable[[int, str], list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def two(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return found(2, corpus, tmp_path_factory.mktemp("ranks"))
+    return found("two", corpus, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
 def four(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return found(4, corpus, tmp_path_factory.mktemp("ranks"))
+    return found("four", corpus, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def nightly(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return found("nightly", corpus, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture
 def told(request: pytest.FixtureRequest) -> Told:
     """Return what tells what every rank finds in a case."""
-    return lambda world, name: request.getfixturevalue({2: "two", 4: "four"}[world])[name]
+    return lambda world, name: request.getfixturevalue(tier(world, name))[name]
 
 
-def found(world: int, corpus: Path, folder: Path) -> Found:
-    """Let one group of processes go through all cases of a world size."""
-    file, cases = folder / "cases.json", CASES[world]
+def found(group: str, corpus: Path, folder: Path) -> Found:
+    """Let one group of processes go through all its cases."""
+    world, file = 2 if group == "two" else 4, folder / "cases.json"
+    cases = {name: case for name, case in CASES[world].items() if tier(world, name) == group}
     recipes = [recipe_of(world, case, corpus) for case in cases.values()]
     file.write_text(json.dumps([recipe.model_dump(mode="json") for recipe in recipes]))
     lines = told_by_first(SCRIPT, file, world, seconds=SECONDS)
@@ -201,7 +221,7 @@ def test_causes_and_blocks_are_told_apart(told: Told, world: int, name: str) -> 
         assert block["measured_bytes"] == pytest.approx(block["predicted_bytes"], abs=SCALARS), block["name"]
 
 
-@pytest.mark.parametrize(("world", "name"), [(w, name) for w, name in ALL if CASES[w][name].optimizer == "adamw"])
+@pytest.mark.parametrize(("world", "name"), PLAIN_UPDATES)
 def test_each_rank_sends_what_is_predicted(told: Told, corpus: Path, world: int, name: str) -> None:
     calls, sent = sent_in_a_step(recipe_of(world, CASES[world][name], corpus), world)
     for rank in told(world, name):

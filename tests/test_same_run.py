@@ -28,7 +28,15 @@ POLICIES = ("selective", "full", MIXED)
 LAYERS, WIDTH, ROWS, LENGTH, VOCABULARY = 3, 32, 8, 16, 90
 STEPS, FEW_STEPS = 20, 6
 EXACT: dict[str, Any] = {"precision": "fp32", "master_weights": "fp32", "state": "fp32"}
+NIGHTLY = pytest.mark.nightly
 LEAN: dict[str, Any] = {"precision": "bf16", "master_weights": "split24", "state": "8bit"}
+
+COMPILED = [
+    pytest.param(family, policy, marks=() if (family, policy) in {("gpt", "none"), ("llama", "full")} else NIGHTLY)
+    for family in FAMILIES
+    for policy in ("none", "full")
+]
+"""Compiling takes most of a minute each time: both policies are run always, every family and policy nightly."""
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
@@ -233,8 +241,7 @@ def test_offload_on_the_cpu_is_refused(policy: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of what it does itself
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["none", "full"])
-@each_family
+@pytest.mark.parametrize(("family", "policy"), COMPILED)
 def test_compiled_blocks_are_eager_ones_but_for_rounding(family: str, policy: Any) -> None:
     """Without dropout, since compiled dropout draws other numbers."""
     torch._dynamo.reset()

@@ -1,11 +1,12 @@
 """The same run on any number of ranks, at every stage: the losses and the norms of gradients are one process's.
 
 Rows have from no label to many, so that a rank or a micro-batch weighed wrongly would show; the first rank has
-micro-batches without any label.
+micro-batches without any label. Always run: every stage on two ranks, hybrids and stage 3 on four; the rest nightly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,8 @@ TOLERANCE = 1e-5
 """Relative; what the order of sums changes in fp32 is far below."""
 COARSE = {"adafactor": 1e-4}
 """Of norms: its updates divide by means of few squares, so that a last bit grows."""
+Case = tuple[int, str, str]
+"""Ranks, family, and a layout or, at stage 3, a mechanism."""
 
 FAMILIES = ("bert", "gpt")
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
@@ -29,6 +32,21 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     },
 }
 CASES = [(world, family, name) for world, layouts in LAYOUTS.items() for family in FAMILIES for name in layouts]
+ALWAYS_ON_FOUR = {
+    ("gpt", "stage 3"),
+    ("gpt", "hybrid 1"),
+    ("bert", "hybrid 2"),
+    ("bert", "hybrid 3"),
+    ("gpt", "hybrid 3"),
+}
+
+
+def is_nightly(case: Case) -> bool:
+    """Tell whether a case is left to nightly runs."""
+    return case[0] == 4 and case[1:] not in ALWAYS_ON_FOUR
+
+
+MARKED = [pytest.param(*case, marks=pytest.mark.nightly if is_nightly(case) else ()) for case in CASES]
 
 MECHANISMS: dict[str, dict[str, dict[str, Any]]] = {
     "full recompute": {"recompute": {"policy": "full"}},
@@ -87,24 +105,30 @@ def alone(family: str, mechanism: str = "") -> dict[str, Any]:
     return follow(recipe_of(family, changed=MECHANISMS.get(mechanism)), STEPS)
 
 
+Found = Callable[[int, str, str], dict[str, Any]]
+
+
+def recipe_of_case(case: Case) -> Recipe:
+    """Return the recipe of a layout, or of a mechanism at stage 3."""
+    world, family, name = case
+    if name in MECHANISMS:
+        return recipe_of(family, world, {"zero_stage": 3}, MECHANISMS[name])
+    return recipe_of(family, world, LAYOUTS[world][name])
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str, str], dict[str, Any]]:
-    """Return what the ranks find in each case, with one group of processes for each world size."""
-    results: dict[tuple[int, str, str], dict[str, Any]] = {}
-    for world, layouts in LAYOUTS.items():
-        cases = [(family, name) for family in FAMILIES for name in layouts]
-        recipes = [recipe_of(family, world, layouts[name]) for family, name in cases]
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Return what tells what the ranks find in a case: one group of processes goes through all that it is among."""
+
+    @cache
+    def group(world: int, nightly: bool) -> dict[Case, dict[str, Any]]:
+        cases = [case for case in CASES if case[0] == world and is_nightly(case) == nightly]
+        cases += [(world, "gpt", name) for name in MECHANISMS if world == 2]
+        recipes = [recipe_of_case(case) for case in cases]
         told = on_ranks(recipes, world, tmp_path_factory.mktemp("ranks"), steps=STEPS)
-        results |= {(world, *case): one for case, one in zip(cases, told, strict=True)}
-    return results
+        return dict(zip(cases, told, strict=True))
 
-
-@pytest.fixture(scope="module")
-def mechanisms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Return what two ranks find at stage 3 with each mechanism."""
-    recipes = [recipe_of("gpt", 2, {"zero_stage": 3}, changed) for changed in MECHANISMS.values()]
-    told = on_ranks(recipes, 2, tmp_path_factory.mktemp("ranks"), steps=STEPS)
-    return dict(zip(MECHANISMS, told, strict=True))
+    return lambda *case: group(case[0], is_nightly(case))[case]
 
 
 def worst(values: list[float], expected: list[float]) -> float:
@@ -113,27 +137,27 @@ def worst(values: list[float], expected: list[float]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "family", "name"), CASES)
-def test_losses_and_norms_are_those_of_one_process(found: Any, world: int, family: str, name: str) -> None:
-    here, reference = found[world, family, name], alone(family)
+@pytest.mark.parametrize(("world", "family", "name"), MARKED)
+def test_losses_and_norms_are_those_of_one_process(found: Found, world: int, family: str, name: str) -> None:
+    here, reference = found(world, family, name), alone(family)
     assert worst(here["losses"], reference["losses"]) <= TOLERANCE
     assert worst(here["norms"], reference["norms"]) <= TOLERANCE
     assert not here["skipped"] and reference["losses"][-1] < 0.9 * reference["losses"][0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", LAYOUTS)
-def test_ranks_hold_parts_from_stage_1_on(found: Any, world: int) -> None:
-    name = next(iter(found[world, "gpt", "stage 1"]["held"]))
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.nightly)])
+def test_ranks_hold_parts_from_stage_1_on(found: Found, world: int) -> None:
+    name = next(iter(found(world, "gpt", "stage 1")["held"]))
     whole = alone("gpt")["held"][name][0]
-    assert found[world, "gpt", "stage 0"]["held"][name][0] == whole
+    assert found(world, "gpt", "stage 0")["held"][name][0] == whole
     for stage in (1, 2, 3):
-        assert found[world, "gpt", f"stage {stage}"]["held"][name][0] == -(-whole // world)
+        assert found(world, "gpt", f"stage {stage}")["held"][name][0] == -(-whole // world)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_mechanisms_are_those_of_one_process(mechanisms: Any, mechanism: str) -> None:
-    here, reference = mechanisms[mechanism], alone("gpt", mechanism)
+def test_mechanisms_are_those_of_one_process(found: Found, mechanism: str) -> None:
+    here, reference = found(2, "gpt", mechanism), alone("gpt", mechanism)
     assert worst(here["losses"], reference["losses"]) <= TOLERANCE
     assert worst(here["norms"], reference["norms"]) <= COARSE.get(mechanism, TOLERANCE)

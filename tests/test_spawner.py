@@ -16,7 +16,7 @@ import pytest
 
 from bigtrain import spawner
 from bigtrain.errors import BigtrainError
-from bigtrain.spawner import Places, Workers, killed, listening
+from bigtrain.spawner import CRASHED, Places, Workers, ended_by, listening
 from bigtrain.world import LISTENER
 
 PLACE = "import os, sys, json; rank = int(os.environ.get('RANK', 0)); text = sys.stdin.read(); "
@@ -106,8 +106,40 @@ def test_one_that_is_killed_is_named() -> None:
 
 
 def test_how_a_signal_is_told() -> None:
-    assert killed(9, 0, 1).startswith("the training process was ended by SIGKILL; the system does that when memory")
-    assert killed(15, 3, 4) == "the training process of rank 3 was ended by SIGTERM; launch again to go on"
+    assert ended_by(-9, 0, 1).startswith("the training process was ended by SIGKILL; the system does that when memory")
+    assert ended_by(-15, 3, 4, "n1") == "the training process of rank 3 on n1 was ended by SIGTERM"
+    assert ended_by(CRASHED, 1, 2) == "the training process of rank 1 crashed"
+    assert ended_by(9, 0, 1) == "the training process ended with 9"
+
+
+def test_the_error_that_says_what_is_wrong_comes_before_a_crash(capfd: pytest.CaptureFixture[str]) -> None:
+    script = f"print('by', rank, file=sys.stderr); sys.exit(1 if rank else {CRASHED})"
+    started = workers(script, 2)
+    with listening("127.0.0.1") as listener, started.started(Places(0, 2, "127.0.0.1", 1, listener)):
+        while not all(process.poll() is not None for process in started._processes):
+            time.sleep(0.01)
+        assert started.finish() == (1, 1)
+    assert workers(f"sys.exit({CRASHED})", 1).run() == 1
+
+
+def test_while_they_run_something_else_may_be_done() -> None:
+    seen: list[int] = []
+    assert workers("import time; time.sleep(0.3)", 1).alone(lambda: seen.append(1)) == (0, 0)
+    assert seen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_one_that_hangs_is_an_error(tmp_path: Path) -> None:
+    script = "from bigtrain import heartbeat; heartbeat.begin(os.environ); heartbeat.enter('data', 6); "
+    script += (
+        "__import__('time').sleep(60 if rank else 0.1); heartbeat.enter('forward', 6); __import__('time').sleep(60)"
+    )
+    hanging = Workers([sys.executable, "-c", PLACE + script], "", os.environ, 2, timeout_seconds=2)
+    with pytest.raises(BigtrainError, match=r"^rank 1 on .* is stuck in data of step 7, idle; nothing moved for 2 s"):
+        hanging.alone(run_dir=tmp_path)
+    assert hanging.over
+    (path,) = tmp_path.glob("stacks-00000006-*.txt")
+    assert "forward of step 7" in path.read_text()
 
 
 def test_signals_are_passed_on_and_handlers_put_back(tmp_path: Path) -> None:

@@ -20,13 +20,20 @@ PLACE = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": 
 
 TALK = """
 import json, sys
-from bigtrain.world import current_world, joined
+from concurrent.futures import ThreadPoolExecutor
+from bigtrain.world import World, current_world, joined
 import torch
 with joined(kind="cpu", timeout_seconds=60) as world:
     assert current_world() == world
     with joined(kind="cpu", timeout_seconds=60) as again:  # a group that is there is left as it is
         assert again == world
     assert world.broadcast("of the first" if world.first else "of another") == "of the first"
+    other = world.for_thread(60)
+    with ThreadPoolExecutor(1) as pool:
+        apart = pool.submit(lambda: [other.gather(f"apart {other.rank}") for _ in range(50)])
+        assert all(world.gather(str(world.rank)) == ["0", "1", "2"][: world.size] for _ in range(50))
+        assert apart.result() == [[f"apart {rank}" for rank in range(world.size)]] * 50
+    assert other == world and World().for_thread(60) == World()
     print(json.dumps({
         "rank": world.rank, "first": world.first,
         "sum": world.sum([world.rank, 0.5]), "max": world.max([world.rank, -world.rank]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -19,6 +19,9 @@ from bigtrain.optim.piecewise import Piecewise
 from bigtrain.optim.quantize import State
 from bigtrain.optim.weights import MASTER
 from bigtrain.sharding.part import Part
+
+Read = tuple[str, State, int]
+"""A parameter's name, this rank's part of some of its states, and how many of those were rounded anew."""
 
 
 def state_format(engine: Engine) -> str:
@@ -67,6 +70,7 @@ def load_optimizer(engine: Engine, stored: StoredTensors, counters: Mapping[str,
         name, _, _ = full_name.rpartition(".")
         if name not in parameters:
             raise CheckpointError(f"{stored.files[0]}: a state of {name!r}, which is not in the model")
+    _forget(engine, {full_name.rpartition(".")[0] for full_name in (*counters, *stored.entries)})
     for full_name, value in counters.items():
         name, _, key = full_name.rpartition(".")
         engine.optimizer.state[parameters[name]][key] = value
@@ -78,20 +82,38 @@ def load_optimizer(engine: Engine, stored: StoredTensors, counters: Mapping[str,
         print(f"{stored.folder}: {rounded} moments were rounded anew: {kept} to {here}", file=sys.stderr)
 
 
+def _forget(engine: Engine, kept: Set[str]) -> None:
+    """Drop the states of parameters that have none in a checkpoint: of later steps than it is."""
+    for name, parameter in engine.parameters.items():
+        state = engine.optimizer.state.get(parameter, {})
+        if name not in kept:
+            for key in [key for key in state if key != MASTER]:
+                del state[key]
+
+
 def _take_states(engine: Engine, stored: StoredTensors, stored_format: str) -> int:
-    """Read and give all states; return how many moments were rounded anew."""
-    rounded = 0
-    for name, states in groupby(_read_states(engine, stored, stored_format), itemgetter(0)):
-        whole: State = {}
-        for _, state, anew in states:
-            whole |= state
-            rounded += anew
-        _give(engine, engine.parameters[name], whole)
+    """Read and give all states, one after another; return how many moments were rounded anew."""
+    rounded, states = 0, _read_states(engine, stored, stored_format)
+    if getattr(engine.optimizer, "staging", None) is not None:
+        states = _by_parameter(states)  # which then lie in one buffer
+    for name, state, anew in states:
+        _give(engine, engine.parameters[name], state)
+        rounded += anew
     return rounded
 
 
-def _read_states(engine: Engine, stored: StoredTensors, stored_format: str) -> Iterator[tuple[str, State, bool]]:
-    """Yield the parameter, this rank's part, and whether it was rounded anew, of one state after another."""
+def _by_parameter(states: Iterable[Read]) -> Iterator[Read]:
+    for name, those in groupby(states, itemgetter(0)):
+        whole: State = {}
+        rounded = 0
+        for _, state, anew in those:
+            whole |= state
+            rounded += anew
+        yield name, whole, rounded
+
+
+def _read_states(engine: Engine, stored: StoredTensors, stored_format: str) -> Iterator[Read]:
+    """Yield one state after another."""
     parameters, parts, optimizer = engine.parameters, engine.parts, engine.optimizer
     for full_name in stored.entries:
         name, _, key = full_name.rpartition(".")

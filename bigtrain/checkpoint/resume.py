@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from bigtrain.checkpoint import manifest
 from bigtrain.config.keys import schema_keys, sections
-from bigtrain.config.load import read_recipe
+from bigtrain.config.load import read_recipe, recipe_bytes
 from bigtrain.config.schema import Recipe, Section
-from bigtrain.errors import Fault, InputError, ResumeError, did_you_mean
+from bigtrain.errors import CheckpointError, Fault, InputError, RecipeError, ResumeError, did_you_mean
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.price import budget_bytes
 
@@ -39,9 +42,10 @@ def as_chosen_before(recipe: Recipe, run_dir: Path, hardware: Hardware) -> Recip
     where there is no such run, or it was on another kind of device, on other ranks, on more memory than is here, or
     where what is written now is not what was chosen then.
     """
-    if not (run_dir / PLAN_FILE).is_file():
+    earlier = earlier_recipe(run_dir)
+    if earlier is None:
         return recipe
-    before = stored_recipe(run_dir)
+    before = earlier.recipe
     budget = before.memory.budget
     enough = isinstance(budget, int) and budget <= budget_bytes(hardware)
     if before.train.device != hardware.kind or not _same_ranks(recipe, before, hardware) or not enough:
@@ -67,6 +71,13 @@ def _same_ranks(recipe: Recipe, before: Recipe, hardware: Hardware) -> bool:
     return recipe.cluster.nodes == before.cluster.nodes and devices == before.cluster.devices_per_node
 
 
+class Earlier(NamedTuple):
+    """The resolved recipe that a run was started with, and the file that says so."""
+
+    recipe: Recipe
+    path: Path
+
+
 def stored_recipe(folder: Path) -> Recipe:
     """Return the resolved recipe that a run or checkpoint was made with; what it names need not be there any more.
 
@@ -75,27 +86,69 @@ def stored_recipe(folder: Path) -> Recipe:
     path = folder / PLAN_FILE
     if not path.is_file():
         raise ResumeError(f"{path}: no such file; this is no folder of a run")
-    return read_recipe(path.read_bytes(), str(path))
+    try:
+        return read_recipe(recipe_bytes(path), str(path))
+    except OSError as error:
+        raise ResumeError(f"{path}: {error.strerror}; make it readable") from error
 
 
-def check_resume(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) -> None:
+def earlier_recipe(run_dir: Path) -> Earlier | None:
+    """Return the recipe of the run that a folder holds, if it holds any.
+
+    That is its plan.yaml, or where that is damaged or gone the one of the newest checkpoint whose digest it fits.
+    Raises ResumeError where there is no such checkpoint either.
+    """
+    path, folders = run_dir / PLAN_FILE, manifest.step_folders(run_dir)
+    if not path.exists() and not folders:
+        return None
+    try:
+        return Earlier(_whole(stored_recipe(run_dir), path), path)
+    except (RecipeError, ResumeError) as error:
+        for folder in folders:
+            if _is_undamaged(folder / PLAN_FILE):
+                return Earlier(stored_recipe(folder), folder / PLAN_FILE)
+        instead = "and none of the checkpoints has an undamaged one; put it back" if folders else "delete it"
+        raise ResumeError(f"{error.faults[0]}; this run cannot go on, {instead}, or name another --run-dir") from error
+
+
+def _whole(recipe: Recipe, path: Path) -> Recipe:
+    """Return a recipe as it is. Raises ResumeError if a part of it is lost: what a plan leaves out has a default."""
+    missing = [section for section in sections() if not recipe.writes(section)]
+    if missing:
+        raise ResumeError(f"{path}: damaged: it has no section {missing[0]!r}")
+    return recipe
+
+
+def _is_undamaged(plan_file: Path) -> bool:
+    """Tell whether the plan in a checkpoint is the one that was written there."""
+    try:
+        expected = manifest.read(plan_file.parent)["files"][PLAN_FILE]["sha256"]
+        return plan_file.is_file() and hashlib.sha256(plan_file.read_bytes()).hexdigest() == expected
+    except (CheckpointError, KeyError, OSError):
+        return False
+
+
+def check_resume(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) -> Path | None:
     """Raise ResumeError, a line a key, if a run folder holds the run of another recipe.
 
-    `recipe` is resolved, as in a plan. `allowed` are dotted keys or sections that may differ this time. Raises
-    InputError if there is no such key, or if the folder cannot be written.
+    `recipe` is resolved, as in a plan. `allowed` are dotted keys or sections that may differ this time. Returns the
+    file that tells what the run was started with, if there is a run. Raises InputError if there is no such key, or if
+    the folder cannot be written.
     """
     _check_allowed(allowed)
     _check_writable(run_dir)
-    if not (run_dir / PLAN_FILE).is_file():
-        return
-    before = dict(_leaves(stored_recipe(run_dir)))
+    earlier = earlier_recipe(run_dir)
+    if earlier is None:
+        return None
+    before = dict(_leaves(earlier.recipe))
     faults = [
-        Fault(recipe.origin(key), key, f"{now!r}, but {run_dir} was started with {before.get(key)!r}; {_instead(key)}")
+        Fault(recipe.origin(key), key, f"{now!r}, but {before.get(key)!r} in {earlier.path}; {_instead(key)}")
         for key, now in _leaves(recipe)
         if before.get(key) != now and not _covered(key, (*FREE_KEYS, *allowed))
     ]
     if faults:
         raise ResumeError(*faults)
+    return earlier.path
 
 
 def _check_allowed(allowed: Sequence[str]) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bigtrain.checkpoint.counts import read_counts
+from bigtrain.checkpoint.finite import check_finite
 from bigtrain.checkpoint.optimizer import load_optimizer, optimizer_state, own_states, state_format
+from bigtrain.checkpoint.saver import Saver
 from bigtrain.checkpoint.store import CheckpointStore
 from bigtrain.checkpoint.stored import StoredTensors, file_name
 from bigtrain.checkpoint.together import together
@@ -43,30 +46,34 @@ class Held(NamedTuple):
 class TrainState:
     """Everything that the next step depends on and that is no pure function of the recipe.
 
-    `tokens` counts non-padding tokens since the start; `step` is the engine's.
+    `tokens` counts non-padding tokens since the start; `step` is the engine's. `notes` is what the loop remembers of
+    earlier steps and decides by, JSON by name: the steps that were skipped.
     """
 
     engine: Engine
     loader: Loader
     tokens: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
         return self.engine.steps_taken
 
-    def save(self, store: CheckpointStore, texts: Mapping[str, str]) -> Path:
+    def save(self, store: CheckpointStore | Saver, texts: Mapping[str, str]) -> Path:
         """Publish the state as a checkpoint; `texts` (the plan, the tokenizer) go into it as files.
 
-        On several ranks all call this together. Those that have a whole model between them write a file each.
+        On several ranks all call this together. Those that have a whole model between them write a file each. Raises
+        BigtrainError, and writes nothing, where a number is not finite.
         """
         with self.engine.laid_out():
             return self._save(store, texts)
 
-    def _save(self, store: CheckpointStore, texts: Mapping[str, str]) -> Path:
+    def _save(self, store: CheckpointStore | Saver, texts: Mapping[str, str]) -> Path:
         engine = self.engine
         counts = {
             "step": self.step,
             "tokens": self.tokens,
+            "notes": self.notes,
             "loader": self.loader.state_dict(),
             "loss_scale": engine.loss_scale.state_dict(),
             "optimizer_class": type(engine.optimizer).__name__,
@@ -81,6 +88,7 @@ class TrainState:
             for kind, (tensors, cut) in ((WEIGHTS, own_weights(engine)), (OPTIMIZER, own_states(engine))):
                 name = file_name(kind, engine.shard_rank, engine.shards)
                 files[name], parts[name] = tensors, cut
+        check_finite(self.step, files, engine.world)
         return store.save(self.step, files, {**texts, STATE: json.dumps(counts)}, parts)
 
     def restore(self, folder: Path, *, other_data: bool = False) -> None:
@@ -88,7 +96,7 @@ class TrainState:
 
         Raises CheckpointError if it is of another model, DataError if of other data, unless `other_data` allows that.
         """
-        counts = json.loads((folder / STATE).read_text())
+        counts = read_counts(folder / STATE)
         used, here = counts["optimizer_class"], type(self.engine.optimizer).__name__
         if used != here:
             text = f"its optimizer states are of {used}, not of {here}"
@@ -99,7 +107,7 @@ class TrainState:
             load_optimizer(self.engine, StoredTensors(folder, OPTIMIZER), counts["optimizer"], used_format)
         self.engine.loss_scale.load_state_dict(counts["loss_scale"])
         self.engine.steps_taken = counts["step"]
-        self.tokens = counts["tokens"]
+        self.tokens, self.notes = counts["tokens"], counts.get("notes", {})
         self.loader.load_state_dict(counts["loader"], other_data=other_data)
 
     def load_weights(self, folder: Path) -> None:

@@ -2,63 +2,53 @@
 
 from __future__ import annotations
 
-import fcntl
+import copy
 import os
-import platform
-import re
 import shutil
 import sys
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
-from bigtrain.checkpoint import manifest, tensors
+from bigtrain.checkpoint import manifest, retention, tensors
+from bigtrain.checkpoint.lineage import Identity
 from bigtrain.checkpoint.together import together
-from bigtrain.errors import CheckpointError, ResumeError
+from bigtrain.checkpoint.verified import check_seen, fault_of, is_of_other_run, verify
+from bigtrain.errors import CheckpointError, NewerFormat
 from bigtrain.fault_points import reached
 from bigtrain.sharding.part import Part
 from bigtrain.world import ALONE, World
 
-_ASIDE = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
-
-LOCK_FILE = ".lock"
-
-
-@contextmanager
-def only_user_of(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the hold ends with the process, however that ends.
-
-    Raises ResumeError if another process holds it, naming that.
-    """
-    with (run_dir / LOCK_FILE).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ResumeError(
-                f"{run_dir}: in use by {file.read() or 'another process'}; wait for it, or stop it"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
-
 
 class CheckpointStore:
-    """The checkpoints of one run folder. At least the newest `keep` that were published stay.
+    """The checkpoints of one run folder. The newest `keep` that verify stay, and whatever is newer than these.
 
-    On several ranks, `world`, all call `save` and `newest` together, and what fails on one of them fails on all.
+    On several ranks, `world`, all call `save` and `newest` together, and what fails on one of them fails on all. With
+    an `identity` it goes into manifests, and checkpoints of another run are passed over. `keep` is 2 or more.
     """
 
-    def __init__(self, run_dir: Path, *, keep: int = 3, world: World = ALONE) -> None:
+    def __init__(self, run_dir: Path, *, keep: int = 3, world: World = ALONE, identity: Identity | None = None) -> None:
+        if keep < retention.LEAST_KEPT:
+            raise ValueError(f"keep={keep}: use {retention.LEAST_KEPT} or more; the newest checkpoint may be damaged")
         self.run_dir = run_dir
+        self.needed_bytes = 0
+        """What the newest save writes, all ranks together; of what is not a tensor only the texts."""
+        self.under_way: Callable[[], None] | None = None
+        """Waits for a save that another thread makes, before the newest is looked for."""
         self._keep = keep
         self._world = world
+        self._identity = identity
+        self._found: dict[str, bool] = {}
+        """Whether a folder verifies, of those that this process has published or verified."""
+
+    def over(self, world: World) -> Self:
+        """Return this store for the same ranks, which talk another way; what is known of folders is shared."""
+        other = copy.copy(self)
+        other._world = world
+        return other
 
     def save(
         self,
@@ -72,36 +62,39 @@ class CheckpointStore:
         `tensor_files` are the safetensors files that this rank writes, by names that no other rank's have, `parts`
         those of their tensors that are parts of larger ones. `texts` are small files by name, which the first rank
         writes. Nothing is written over: a folder of this step that does not verify is moved aside first, one that does
-        is kept as it is.
+        is kept as it is. What the disk refuses is an OSError on all ranks; the earlier checkpoints are as they were.
         """
         final, first = self.run_dir / manifest.folder_name(step), self._world.first
+        own_bytes = _bytes_of(tensor_files, texts if first else {})
+        self.needed_bytes = int(self._world.sum([own_bytes])[0])
         begun = together(self._world, lambda: {"aside": self._begin(final, step) if first else None})
-        if begun[0]["aside"] is None:
-            return final
-        aside = self.run_dir / begun[0]["aside"]
+        if begun[0]["aside"] is not None:
+            self._write(self.run_dir / begun[0]["aside"], final, tensor_files, texts, parts or {})
+        self._found[final.name] = True
         try:
-            own = partial(_write_files, aside, tensor_files, texts if first else {}, parts or {})
-            files = {name: digest for written in together(self._world, own) for name, digest in written.items()}
-            together(self._world, lambda: self._publish(aside, final, {"step": step, "files": files}) if first else {})
-        except BaseException:
+            self._remove_old(step)
+        except OSError as error:
             if first:
-                shutil.rmtree(aside, ignore_errors=True)
-            raise
+                print(f"warning: {self.run_dir}: older checkpoints are not removed: {error}", file=sys.stderr)
         return final
 
-    def newest(self) -> Path | None:
+    def newest(self, *, every: int = 1) -> Path | None:
         """Return the newest checkpoint that verifies; those passed over are named on standard error.
 
-        Returns None where no checkpoint was ever published. Raises CheckpointError if there are some and none verifies,
-        and if a rank does not see what the first one does.
+        With `every`, only those at a multiple of so many steps count. Returns None where none was ever published.
+        Raises CheckpointError if there are some and none verifies, if a rank does not see what the first one does, and
+        NewerFormat before it passes over one of a later bigtrain.
         """
-        first = self._world.first
-        found: list[str] = together(self._world, lambda: {"names": _names(self.run_dir) if first else None})[0]["names"]
-        for folder in (self.run_dir / name for name in found):
-            fault = _fault(folder, self._world)
+        if self.under_way is not None:
+            self.under_way()
+        found = self._listed(
+            lambda: [it for it in manifest.step_folders(self.run_dir) if not manifest.step_of(it) % every]
+        )
+        for name in found:
+            fault = self._fault(name)
             if fault is None:
-                return folder
-            if first:
+                return self.run_dir / name
+            if self._world.first:
                 print(f"passed over: {fault}", file=sys.stderr)
         if found:
             raise CheckpointError(
@@ -109,48 +102,105 @@ class CheckpointStore:
             )
         return None
 
+    def set_aside_after(self, step: int) -> None:
+        """Give other names to the checkpoints of later steps, which then count no more."""
+
+        def work() -> dict[str, Any]:
+            for folder in manifest.step_folders(self.run_dir) if self._world.first else []:
+                if manifest.step_of(folder) > step:
+                    _move_aside(folder)
+            return {}
+
+        together(self._world, work)
+        self._found = {name: found for name, found in self._found.items() if manifest.step_of(Path(name)) <= step}
+
     def _begin(self, final: Path, step: int) -> str | None:
         """Make a folder to write in and return its name; None if the step is saved already."""
-        if final.exists() and is_verified(final):
+        retention.remove_debris(self.run_dir)
+        if final.is_dir() and not final.is_symlink() and fault_of(final, recipes=self._recipes) is None:
+            _sync_folder(self.run_dir)  # the save that renamed it may have failed right after that
             return None
-        aside = self.run_dir / f".tmp-{step}-{uuid.uuid4().hex[:8]}"
-        aside.mkdir(parents=True)
+        aside = self.run_dir / retention.aside_name(step)
+        with tensors.named(aside):
+            aside.mkdir(parents=True)
         return aside.name
 
-    def _publish(self, aside: Path, final: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    def _write(
+        self,
+        aside: Path,
+        final: Path,
+        tensor_files: Mapping[str, Mapping[str, Tensor]],
+        texts: Mapping[str, str],
+        parts: Mapping[str, Mapping[str, Part]],
+    ) -> None:
+        first = self._world.first
+        try:
+            own = partial(_write_files, aside, tensor_files, texts if first else {}, parts)
+            files = {name: digest for written in together(self._world, own) for name, digest in written.items()}
+            together(self._world, lambda: self._publish(aside, final, files) if first else {})
+        except BaseException:
+            if first:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+    def _publish(self, aside: Path, final: Path, files: Mapping[str, Any]) -> dict[str, Any]:
+        step, known = manifest.step_of(final), self._identity
+        content = {"step": step, "files": files, "world_size": self._world.size}
+        content |= {} if known is None else {"recipe": known.recipe, "data": known.data}
         tensors.write_bytes(aside / manifest.MANIFEST, manifest.encode(content))
         _sync_folder(aside)
         _move_aside(final)
-        reached("publish", content["step"])
+        reached("publish", step)
         aside.rename(final)
         _sync_folder(self.run_dir)
-        self._remove_old(content["step"])
+        if not self._found:  # the run folder itself may be new
+            _sync_folder(self.run_dir.absolute().parent)
         return {}
 
     def _remove_old(self, step: int) -> None:
-        complete = [folder for folder in manifest.step_folders(self.run_dir) if (folder / manifest.MANIFEST).is_file()]
-        # Later steps than the one just saved are of a time before a restart: they did not verify.
-        own = [folder for folder in complete if manifest.step_of(folder) <= step]
-        for folder in own[self._keep :]:
-            shutil.rmtree(folder)
-        for debris in self.run_dir.glob(".tmp-*"):
-            if _ASIDE.fullmatch(debris.name):
-                shutil.rmtree(debris, ignore_errors=True)
+        """Remove what enough newer ones stand for.
 
+        Later steps than the one just saved are of a time before a restart or a rollback: they neither count nor go.
+        """
+        names = self._listed(lambda: [folder for folder in self._own() if manifest.step_of(folder) <= step])
+        old = retention.superseded(names, self._keep, self._verifies)
 
-def verify(folder: Path, world: World = ALONE) -> None:
-    """Hold a whole checkpoint against its manifest, each rank some files.
+        def work() -> dict[str, Any]:
+            for name in old if self._world.first else []:
+                retention.remove(self.run_dir / name)
+            return {}
 
-    Raises CheckpointError naming the first file that differs, and where a rank does not see the folder.
-    """
-    fault = _fault(folder, world)
-    if fault is not None:
-        raise CheckpointError(fault)
+        together(self._world, work)
 
+    def _own(self) -> list[Path]:
+        """Return what has a manifest and is not known to be of another run, or of a later bigtrain."""
+        folders = manifest.step_folders(self.run_dir)
+        return [folder for folder in folders if not folder.is_symlink() and _may_go(folder, self._recipes)]
 
-def is_verified(folder: Path) -> bool:
-    """Tell whether a checkpoint is complete and undamaged."""
-    return _fault(folder, ALONE) is None
+    def _listed(self, folders: Callable[[], list[Path]]) -> list[str]:
+        """Return the names of folders as the first rank sees them."""
+        first = self._world.first
+        told = together(self._world, lambda: {"names": [folder.name for folder in folders()] if first else None})
+        names: list[str] = told[0]["names"]
+        return names
+
+    def _verifies(self, name: str) -> bool:
+        """Tell whether a folder verifies, as it was found once; said on standard error if it does not."""
+        if name not in self._found:
+            fault = self._fault(name)
+            if fault is not None and self._world.first:
+                print(f"does not count as kept: {fault}", file=sys.stderr)
+        return self._found[name]
+
+    def _fault(self, name: str) -> str | None:
+        """Return what is wrong with a folder of this run, the same on all ranks."""
+        fault = fault_of(self.run_dir / name, self._world, self._recipes)
+        self._found[name] = fault is None
+        return fault
+
+    @property
+    def _recipes(self) -> Collection[str] | None:
+        return None if self._identity is None else self._identity.recipes
 
 
 def find_checkpoint(path: Path, world: World = ALONE) -> Path:
@@ -168,16 +218,16 @@ def find_checkpoint(path: Path, world: World = ALONE) -> Path:
     return found
 
 
-def _names(run_dir: Path) -> list[str]:
-    return [folder.name for folder in manifest.step_folders(run_dir)]
+def _may_go(folder: Path, recipes: Collection[str] | None) -> bool:
+    try:
+        return not is_of_other_run(manifest.read(folder), recipes)
+    except CheckpointError as error:
+        return not isinstance(error, NewerFormat) and (folder / manifest.MANIFEST).is_file()
 
 
-def _check_seen(folder: Path) -> None:
-    """Raise CheckpointError unless this host sees a folder that the first rank sees."""
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: is not there on {platform.node()}; a run folder must be on a file system that all nodes share"
-        )
+def _bytes_of(tensor_files: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> int:
+    tensor_bytes = sum(tensor.nbytes for content in tensor_files.values() for tensor in content.values())
+    return tensor_bytes + sum(len(text.encode()) for text in texts.values())
 
 
 def _write_files(
@@ -187,7 +237,7 @@ def _write_files(
     parts: Mapping[str, Mapping[str, Part]],
 ) -> dict[str, Any]:
     """Write a rank's files and return their digests by name."""
-    _check_seen(aside)
+    check_seen(aside)
     files = {
         name: tensors.write_tensors(aside / name, content, parts.get(name)) for name, content in tensor_files.items()
     }
@@ -196,46 +246,20 @@ def _write_files(
     return {name: digest._asdict() for name, digest in files.items()}
 
 
-def _fault(folder: Path, world: World) -> str | None:
-    """Return what is wrong with a checkpoint, the same on all ranks."""
-    found = together(world, partial(_fault_of_share, folder, world))
-    faults: list[str] = [report["fault"] for report in found if report["fault"] is not None]
-    return faults[0] if faults else None
-
-
-def _fault_of_share(folder: Path, world: World) -> dict[str, str | None]:
-    if world.size > 1:
-        _check_seen(folder)
-    try:
-        files = list(manifest.read(folder)["files"].items())
-        for name, expected in files[world.rank :: world.size]:
-            _verify_file(folder / name, expected)
-    except CheckpointError as error:
-        return {"fault": str(error)}
-    return {"fault": None}
-
-
-def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
-    if not path.is_file() or path.is_symlink():
-        raise CheckpointError(f"{path}: missing")
-    if path.stat().st_size != expected["size"]:
-        raise CheckpointError(f"{path}: damaged: {path.stat().st_size} bytes instead of {expected['size']}")
-    if tensors.digest(path)._asdict() != expected:
-        raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
-
-
 def _move_aside(final: Path) -> None:
+    """Give another name to what stands in the way, whatever it is."""
     attempt = 0
-    while final.exists():
+    while os.path.lexists(final):
         target = final.with_name(f"bad-{final.name}-{attempt}")
-        if not target.exists():
+        if not os.path.lexists(target):
             final.rename(target)
         attempt += 1
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with tensors.named(folder):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

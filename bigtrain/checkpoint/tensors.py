@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bigtrain import strict_json
 from bigtrain.checkpoint import boxes
 from bigtrain.errors import CheckpointError
 from bigtrain.sharding.part import Part
@@ -31,8 +33,8 @@ DTYPES = {
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 CHUNK_BYTES = 16 * 2**20
-MAX_HEADER_BYTES = 100 * 2**20
-"""The bound of the safetensors library itself."""
+MAX_HEADER_BYTES = 8 * 2**20
+"""30,000 tensors have as much. The library's own bound, 100 MB, takes gigabytes to parse where the JSON is hostile."""
 
 METADATA = "__metadata__"
 """The header's entry for texts by name: here, for each tensor that is a part of a larger one, which part."""
@@ -59,32 +61,54 @@ class TensorEntry(NamedTuple):
     part: Part | None = None
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Put a path into an OSError that has none: writing and syncing know only the number of an open file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 class DigestingFile:
-    """A file opened for writing that knows the digest of what was written."""
+    """A file opened for writing that knows the digest of what was written. What fails is an OSError with its path."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("xb")
+        self._path = path
+        self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._size, self._crc32, self._sha256 = 0, 0, hashlib.sha256()
 
     def write(self, data: Any) -> None:
         """Write bytes or a flat memory view of bytes."""
-        for start in range(0, len(data), CHUNK_BYTES):
-            chunk = data[start : start + CHUNK_BYTES]
-            self._file.write(chunk)
+        view = memoryview(data)
+        for start in range(0, len(view), CHUNK_BYTES):
+            chunk = view[start : start + CHUNK_BYTES]
+            self._write_all(chunk)
             self._crc32 = zlib.crc32(chunk, self._crc32)
             self._sha256.update(chunk)
-        self._size += len(data)
+        self._size += len(view)
+
+    def _write_all(self, chunk: memoryview) -> None:
+        assert self._file is not None
+        with named(self._path):
+            while chunk:
+                chunk = chunk[os.write(self._file, chunk) :]
 
     def close(self) -> Digest:
         """Bring everything to the disk and return the digest."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        assert self._file is not None
+        with named(self._path):
+            os.fsync(self._file)
+            self.abandon()
         return Digest(self._size, self._crc32, self._sha256.hexdigest())
 
     def abandon(self) -> None:
-        """Close without a promise."""
-        self._file.close()
+        """Close without a promise; again is nothing."""
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
 
 
 @contextmanager
@@ -92,7 +116,8 @@ def _abandoned_on_error(file: DigestingFile) -> Iterator[DigestingFile]:
     try:
         yield file
     except BaseException:
-        file.abandon()
+        with suppress(OSError):  # what went wrong first is told
+            file.abandon()
         raise
 
 
@@ -133,22 +158,28 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise CheckpointError(f"{path}: damaged: a header of {length} bytes in a file of {size}")
         try:
-            header = json.loads(file.read(length))
+            header = strict_json.parse(file.read(length))
             parts = {name: boxes.from_text(text) for name, text in header.pop(METADATA, {}).items() if name in header}
             entries = {name: _entry(item, 8 + length, parts.get(name)) for name, item in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: damaged: its header is not one of safetensors") from error
-    if any(entry.start + entry.size > size for entry in entries.values()):
-        raise CheckpointError(f"{path}: damaged: shorter than its header says")
+    end = 8 + length
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.size)):
+        if entry.start != end:
+            raise CheckpointError(f"{path}: damaged: its tensors overlap, or leave gaps")
+        end += entry.size
+    if end != size:
+        raise CheckpointError(f"{path}: damaged: {size} bytes, and its header says {end}")
     return entries
 
 
 def _entry(item: Mapping[str, Any], base: int, part: Part | None) -> TensorEntry:
-    dtype, shape = TORCH_DTYPES[item["dtype"]], torch.Size(item["shape"])
-    start, end = item["data_offsets"]
-    if end - start != shape.numel() * dtype.itemsize or start < 0:
+    dtype, shape, (start, end) = TORCH_DTYPES[item["dtype"]], item["shape"], item["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (*shape, start, end)):
+        raise ValueError(f"{item}: sizes and offsets are whole numbers from 0")
+    if end - start != math.prod(shape) * dtype.itemsize or max(shape, default=0) >= 2**62:
         raise ValueError(f"{item}: offsets do not fit the shape")
-    return TensorEntry(dtype, shape, base + start, end - start, part)
+    return TensorEntry(dtype, torch.Size(shape), base + start, end - start, part)
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

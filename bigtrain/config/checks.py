@@ -13,11 +13,18 @@ from bigtrain.config.tensor_parallel import data_ranks, rank_faults, tensor_faul
 from bigtrain.config.types import LARGEST
 from bigtrain.errors import Fault
 from bigtrain.rendezvous import split_rendezvous
+from bigtrain.units import parse_share
 
 OBJECTIVES = {"bert": ("mlm", "mlm_nsp"), "gpt": ("clm",), "llama": ("clm",)}
 """What each family can be trained on: attention in both directions would see the next token."""
 
 LENGTHS = ("steps", "tokens", "epochs")
+
+WSD_DECAY_SHARE = 0.2
+"""Warm-up, stable, decay: the last share of the run over which the rate falls (Hu et al. 2024, arXiv 2404.06395)."""
+
+MOST = {"model.num_hidden_layers": 1_000, "train.global_batch_size": 2**32, "cluster.nodes": 2**16}
+"""Beyond these, planning takes minutes; the largest runs that were published are below a tenth of each."""
 
 MOST_LISTED = 8
 """So many numbers are written out in an error."""
@@ -25,7 +32,9 @@ MOST_LISTED = 8
 
 def recipe_faults(recipe: Recipe) -> list[Fault]:
     """Return every fault that follows from several keys together, or from a file that is not there."""
-    checks = (_objective, _length, _warmup, _nodes, _rendezvous, _source, _tokenizer, rank_faults)
+    if faults := [*_sizes(recipe)]:  # the checks below take time with the size
+        return faults
+    checks = (_objective, _length, _schedule, _nodes, _rendezvous, _source, _tokenizer, rank_faults)
     found = [fault for check in checks for fault in check(recipe)]
     return [*shape_faults(recipe, tensor_faults), *found, *batch_faults(recipe, world_sizes(recipe))]
 
@@ -61,6 +70,8 @@ def batch_faults(recipe: Recipe, ranks: list[int]) -> list[Fault]:
     text += f"nearest that are: {_multiples(total, share)}" if share <= LARGEST else "no number is; name fewer nodes"
     if micro != "auto" and (sizes := _micro_sizes(total, common, rows)):
         text += f"; or micro_batch_size {sizes}"
+    if len(ranks) == 1 and (counts := _rank_counts(total, rows, ranks[0])):
+        text += f"; or {listed(map(str, counts))} {_readers(recipe)}"
     involved = ("train.micro_batch_size", "cluster.nodes", "cluster.devices_per_node")
     return [fault(recipe, "train.global_batch_size", text, *involved)]
 
@@ -86,6 +97,14 @@ def _numbers(numbers: list[int]) -> str:
     return f"{numbers[0]}, {numbers[1]}, ... and {numbers[-1]}"
 
 
+def _rank_counts(total: int, rows: int, wanted: int) -> list[int]:
+    """Return the numbers of ranks nearest to what was wanted that share a global batch evenly; none if rows do not."""
+    shares, left = divmod(total, rows)
+    low = [count for count in range(1, math.isqrt(shares) + 1) if shares % count == 0 and not left]
+    near = sorted({*low, *(shares // count for count in low)}, key=lambda count: abs(count - wanted))
+    return sorted(near[:MOST_LISTED])
+
+
 def _multiples(total: int, share: int) -> str:
     below = total // share * share
     return ", ".join(str(number) for number in (below, below + share) if number)
@@ -93,6 +112,17 @@ def _multiples(total: int, share: int) -> str:
 
 def _micro_sizes(total: int, ranks: int, wanted: int) -> str:
     return nearest_divisors(total // ranks, wanted) if total % ranks == 0 else ""
+
+
+def _sizes(recipe: Recipe) -> Iterator[Fault]:
+    sizes = {
+        "model.num_hidden_layers": recipe.model.num_hidden_layers or 0,
+        "train.global_batch_size": recipe.train.global_batch_size,
+        "cluster.nodes": max(map(int, str(recipe.cluster.nodes).split(":"))),
+    }
+    for key, most in MOST.items():
+        if sizes[key] > most:
+            yield fault(recipe, key, f"{sizes[key]} is too large to plan; at most {most:,}")
 
 
 def _objective(recipe: Recipe) -> Iterator[Fault]:
@@ -112,12 +142,35 @@ def _length(recipe: Recipe) -> Iterator[Fault]:
         yield fault(recipe, f"train.{given[-1]}", text)
 
 
-def _warmup(recipe: Recipe) -> Iterator[Fault]:
-    warmup, steps = recipe.optimizer.warmup_steps, _steps(recipe)
-    if isinstance(warmup, int) and steps is not None and warmup > steps:
-        text = f"{warmup} steps of warm-up are longer than the run of {steps}; write a share such as 6%"
-        involved = ("train.steps", "train.tokens", "train.global_batch_size", "data.sequence_length")
+def _schedule(recipe: Recipe) -> Iterator[Fault]:
+    yield from schedule_faults(recipe, _steps(recipe))
+
+
+def schedule_faults(recipe: Recipe, total_steps: int | None) -> Iterator[Fault]:
+    """Yield a fault where the warm-up leaves no room for the rest of the schedule in a run of so many steps.
+
+    Where their number is not known yet, only a warm-up that is a share of the run can be judged.
+    """
+    warmup, wsd = recipe.optimizer.warmup_steps, recipe.optimizer.schedule == "wsd"
+    involved = ("optimizer.schedule", "train.steps", "train.tokens", "train.global_batch_size", "data.sequence_length")
+    text = ""
+    if isinstance(warmup, str):
+        if wsd and parse_share(warmup) > 1 - WSD_DECAY_SHARE:
+            text = f"{warmup} of warm-up reach into wsd's decay, the last fifth of the run; use at most 80%"
+    elif total_steps is not None:
+        most = total_steps - wsd_decay_steps(total_steps)
+        if warmup > total_steps:
+            text = f"{warmup} steps of warm-up are longer than the run of {total_steps}; write a share such as 6%"
+        elif wsd and warmup > most:
+            text = f"{warmup} steps of warm-up reach into wsd's decay, the last fifth of the run of {total_steps}"
+            text += f"; use at most {most}"
+    if text:
         yield fault(recipe, "optimizer.warmup_steps", text, *involved)
+
+
+def wsd_decay_steps(total_steps: int) -> int:
+    """Return the steps over which the rate of `wsd` falls, in a run of so many."""
+    return max(1, round(WSD_DECAY_SHARE * total_steps))
 
 
 def _steps(recipe: Recipe) -> int | None:
@@ -145,6 +198,9 @@ def _rendezvous(recipe: Recipe) -> Iterator[Fault]:
 
 def _source(recipe: Recipe) -> Iterator[Fault]:
     source = recipe.data.source
+    if isinstance(source, list) and "embedded" in source:
+        yield fault(recipe, "data.source", "'embedded' stands alone, not in a list; write data.source: embedded")
+        return
     for name in source if isinstance(source, list) else [source]:
         yield from _missing_path(recipe, "data.source", name, "name a folder, a file, a hub id or 'embedded'")
 

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from bigtrain.config.keys import choices, expects, listed, schema_keys, sections, show, takes, words_of
 from bigtrain.config.suggest import meant_key, suggestion
 from bigtrain.errors import Fault, did_you_mean
+from bigtrain.units import NoQuantityError
 
 _BOOLEAN_WORDS = {"yes": "true", "on": "true", "y": "true", "1": "true"}
 _BOOLEAN_WORDS |= {"no": "false", "off": "false", "n": "false", "0": "false"}
@@ -78,8 +79,8 @@ def _wrong_value(key: str, details: Iterable[ErrorDetails], value: object) -> st
     if too_large := next((d for d in details if d["type"] == "less_than_equal"), None):
         return f"{show(key, value)} is too large; at most {too_large['ctx']['le']}"
     explained = next((d["ctx"]["error"] for d in details if d["type"] == "value_error"), None)
-    # A text such as 'eight' is no quantity at all: there the sentence about what the key takes says more.
-    if explained and (not isinstance(value, str) or value[:1].isdigit()):
+    # Where a text is no quantity at all, the sentence about what the key takes says more.
+    if explained and not isinstance(explained, NoQuantityError):
         return str(explained)
     return f"{show(key, value)} is not {expects(key)}{_hint(key, value)}"
 

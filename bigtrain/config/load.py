@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -21,8 +22,8 @@ from bigtrain.config.unbuilt import unbuilt_faults
 from bigtrain.config.yaml_reader import Document, read_yaml
 from bigtrain.errors import Fault, RecipeError, nearest_word
 
-LARGEST_FILE = 2**20
-"""Bytes; a recipe has a few thousand, so a larger file is another kind of file."""
+LARGEST_FILE = 2**18
+"""Bytes; a recipe has a few thousand, so a larger file is another kind of file, and PyYAML takes seconds for a MiB."""
 
 
 def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -32,7 +33,11 @@ def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Rec
     written wrongly, then what does not fit together, then what this version does not have.
     """
     file = _existing(path)
-    recipe = read_recipe(_content(file), os.fspath(file), overrides, name=file.stem)
+    try:
+        content = recipe_bytes(file)
+    except OSError as error:
+        raise RecipeError(Fault(_printable(file), "", f"cannot be read: {error.strerror}")) from error
+    recipe = read_recipe(content, os.fspath(file), overrides, name=_run_name(file.stem))
     if faults := recipe_faults(recipe) or unbuilt_faults(recipe):
         raise RecipeError(*faults)
     return recipe
@@ -50,6 +55,11 @@ def read_recipe(content: bytes, where: str, overrides: Sequence[str] = (), *, na
     if recipe is None or written.faults:
         raise RecipeError(*written.faults)
     return recipe.with_origins(written.origins)
+
+
+def _run_name(stem: str) -> str:
+    """Return what a run is called after its recipe's file: of other letters than a name may have, dashes are left."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "recipe"
 
 
 def _validated(written: Document, name: str) -> Recipe | None:
@@ -109,14 +119,12 @@ def _meant(file: Path, recipes: Mapping[str, Path]) -> str:
     return f"; did you mean {siblings.get(nearest, nearest)!r}?"
 
 
-def _content(file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            content = stream.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise RecipeError(Fault(_printable(file), "", f"cannot be read: {error.strerror}")) from error
+def recipe_bytes(file: Path) -> bytes:
+    """Return what is in a recipe file. Raises RecipeError for one that is larger than a recipe, and OSError."""
+    with file.open("rb") as stream:
+        content = stream.read(LARGEST_FILE + 1)
     if len(content) > LARGEST_FILE:
-        raise RecipeError(Fault(_printable(file), "", "larger than 1 MiB; this is not a recipe"))
+        raise RecipeError(Fault(_printable(file), "", "larger than 256 KiB; this is not a recipe"))
     return content
 
 

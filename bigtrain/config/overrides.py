@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bigtrain.config.keys import nullable, schema_keys, sections
+from bigtrain.config.keys import LONGEST_SHOWN, nullable, schema_keys, sections
 from bigtrain.config.suggest import suggestion
 from bigtrain.config.yaml_reader import Document, read_yaml
 from bigtrain.errors import Fault
@@ -40,12 +40,12 @@ def apply_overrides(written: Document, overrides: Iterable[str]) -> None:
 
 
 def _fault(key: str, equals: str, override: str) -> Fault | None:
-    shown = override if override.isprintable() else ascii(override)
     if not equals or not key:
-        return Fault(COMMAND_LINE, shown, "an override is written key=value, such as train.steps=100")
+        shown = override if override.isprintable() else ascii(override)
+        return Fault(COMMAND_LINE, shown[:LONGEST_SHOWN], "an override is written key=value, such as train.steps=100")
     if key not in schema_keys() and key not in sections():
         shown = key if key.isprintable() else ascii(key)
-        return Fault(COMMAND_LINE, shown, f"unknown key{suggestion(key, full=True)}")
+        return Fault(COMMAND_LINE, shown[:LONGEST_SHOWN], f"unknown key{suggestion(key, full=True)}")
     return None
 
 

@@ -1,7 +1,4 @@
-"""Every recipe key, once: its type, its default, what it means.
-
-`recipes/SCHEMA.json` and `recipes/REFERENCE.md` are generated from this file.
-"""
+"""Every recipe key, once: its type, default and meaning; recipes/SCHEMA.json and REFERENCE.md are generated from it."""
 
 from __future__ import annotations
 
@@ -133,9 +130,9 @@ class TrainSection(Section):
     max_grad_norm: Positive | None = 1.0
     """Clip gradients to this global norm; null: no clipping."""
     max_skipped: CountOrZero = 10
-    """Stop after more than this many steps in a row whose loss or gradient was not finite."""
+    """Stop after more than this many steps in a row whose loss or gradient was not finite, or skipped as a spike."""
     on_spike: Literal["stop", "skip", "rollback", "ignore"] = "ignore"
-    """What a spike of the loss does."""
+    """What a loss far above the last 100 does: end the run, leave that update out, or go back and leave rows out."""
     z_loss: NonNegative = 0.0
     """Weight of the squared log-partition in the loss, which keeps logits small."""
     label_smoothing: Fraction = 0.0
@@ -196,6 +193,8 @@ class ShardingSection(Section):
     """What is sharded: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
     replicate: Count | Auto = "auto"
     """Groups of ranks that each hold the whole model (hybrid sharding); of `least:most` nodes, at the fewest."""
+    check_replicas_every: Count | None = 100
+    """Compare by a hash what several ranks hold alike each so many steps, as before a checkpoint; null: only then."""
     offload: Literal["none", "optimizer", "all", "nvme", "auto"] = "auto"
     """What lives in host memory or on NVMe."""
     nvme_path: Text | None = None
@@ -220,8 +219,8 @@ class CheckpointSection(Section):
     """Save each so many minutes; null: not by time."""
     keep: Kept = 3
     """Newest checkpoints that are kept."""
-    asynchronous: bool = False
-    """Write in the background while training goes on."""
+    asynchronous: bool = True
+    """On CUDA copy the state to host memory and write while training goes on; a CPU's state is written without a copy."""
 
 
 class LoggingSection(Section):

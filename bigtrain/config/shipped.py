@@ -20,7 +20,8 @@ def recipe_path(name: str) -> Path:
     """
     recipes = shipped_recipes()
     if name not in recipes:
-        raise RecipeError(f"no shipped recipe is named {name!r}{did_you_mean(name, recipes)}")
+        instead = did_you_mean(name, recipes) or f"; there are {', '.join(recipes)}"
+        raise RecipeError(f"no shipped recipe is named {name!r}{instead}")
     return recipes[name]
 
 

@@ -78,12 +78,12 @@ _FOLDED = {name.replace("_", ""): target for name, target in ELSEWHERE.items()}
 
 
 def suggestion(key: str, *, full: bool = False) -> str:
-    """Return "; ..." that says what may have been meant by an unknown dotted key, or an empty text.
+    """Return "; ..." that says what may have been meant by an unknown dotted key, or else which keys there are.
 
     `full` names keys with their section, as overrides want them; else the section is named only where it is another.
     """
     if not (meant := meant_key(key)):
-        return ""
+        return _known(key.rpartition(".")[0])
     if " " in meant:
         return f"; {meant}"
     section, _, word = meant.rpartition(".")
@@ -94,8 +94,13 @@ def suggestion(key: str, *, full: bool = False) -> str:
         return f"; did you mean {word!r}?"
     homes = [f"{name!r}" for name in sections() if word in words_of(name)]
     if _fold(written) == _fold(word):
-        return f"; it belongs to {listed(homes)}"
+        return f"; it belongs to {listed(homes)}" if homes else f"; write {word!r} at the top, outside of the sections"
     return f"; did you mean {meant!r}?"
+
+
+def _known(section: str) -> str:
+    """Return "; ..." that names the keys of a section, or of a recipe where there is no such section."""
+    return f"; {section if section in sections() else 'a recipe'} has {listed(words_of(section), 'and')}"
 
 
 def meant_key(key: str) -> str | None:
@@ -105,12 +110,23 @@ def meant_key(key: str) -> str | None:
         # A slip in the section's own name: the whole dotted key is compared.
         near = nearest_word(key, schema_keys(), likeness=0.75)
         return near or _FOLDED.get(_fold(word)) or _elsewhere(word, 0.9)
+    if not section and (dotted := _with_its_dot(word)):
+        return dotted
     near = nearest_word(word, words_of(section))
     if near and edit_distance(_fold(word), _fold(near)) <= 1:
         return _joined(section, near)
     if known := _FOLDED.get(_fold(word)) or _elsewhere(word, 1.0):
         return known
     return _joined(section, near) if near else _elsewhere(word, 0.75)
+
+
+def _with_its_dot(word: str) -> str | None:
+    """Return the dotted key that this is without its dot, or with another letter in its place."""
+    for key in schema_keys():
+        section, dot, last = key.partition(".")
+        if dot and word.startswith(section) and word.endswith(last) and len(key) - 1 <= len(word) <= len(key):
+            return key
+    return None
 
 
 def _elsewhere(word: str, likeness: float) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
@@ -22,6 +23,8 @@ class Expects:
 
 
 def _count(value: object) -> object:
+    if isinstance(value, float) and LARGEST < value < math.inf:
+        raise ValueError(f"{value} is too large; at most {LARGEST}")
     if isinstance(value, float) and value.is_integer():
         raise ValueError(f"{value} is not a whole number; write {int(value)}")
     return units.parse_count(value) if isinstance(value, str) else value

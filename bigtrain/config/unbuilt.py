@@ -8,8 +8,6 @@ from bigtrain.errors import Fault
 
 BUILT: dict[str, tuple[object, ...]] = {
     "train.objective": ("mlm", "clm"),
-    "train.on_spike": ("ignore",),
-    "checkpoint.asynchronous": (False,),
     "logging.sample_every": (None,),
     "logging.trackers": ("tensorboard",),
 }

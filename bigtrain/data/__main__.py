@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import sys
 import threading
 
-from bigtrain.config.schema import Recipe
 from bigtrain.data.build import prepare
-from bigtrain.data.ensure import FAULTS_FD
+from bigtrain.data.ensure import FAULTS_FD, recipe_told
 from bigtrain.errors import DataError
 
 
 def main() -> int:
     """Prepare; return 0, or 2 after writing the faults as JSON to the descriptor that the parent waits on."""
-    recipe: Recipe = pickle.load(sys.stdin.buffer)
+    recipe = recipe_told(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         prepare(recipe)

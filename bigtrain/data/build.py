@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -13,15 +12,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from bigtrain import strict_json
 from bigtrain.config.schema import Recipe
 from bigtrain.data.background import ReadAhead
 from bigtrain.data.cache import file_digest, locked, write_json, written_aside
 from bigtrain.data.corpus import (
+    LARGEST_MANIFEST_BYTES,
     MANIFEST,
     SPLITS,
     TOKENIZER,
     UNIGRAM_COUNTS,
     Corpus,
+    are_files,
     corpus_facts,
     corpus_folder,
     is_prepared,
@@ -32,6 +34,7 @@ from bigtrain.data.packing import RowIndex, require_length
 from bigtrain.data.part import PartWriter, total_counts
 from bigtrain.data.progress import Progress
 from bigtrain.data.sources import documents, identity, total_bytes
+from bigtrain.data.vocabulary import TOKENIZER_KEY
 from bigtrain.errors import DataError
 from bigtrain.units import format_count, format_seconds
 
@@ -105,12 +108,15 @@ def _resumed(aside: Path) -> State:
     fresh: State = {"consumed": 0, "parts": []}
     if not (aside / STATE).exists():
         return fresh
-    state: State = json.loads((aside / STATE).read_bytes())
     try:
-        Corpus(aside, {"files": _files(state)}).verify()
-    except DataError:
+        state: State = strict_json.read(aside / STATE, LARGEST_MANIFEST_BYTES)
+        files = _files(state)
+        whole = are_files(files) and type(state["consumed"]) is int and state["consumed"] >= 0
+        total_counts(state["parts"])
+        Corpus(aside, {"files": files}).verify()
+    except (DataError, ValueError, KeyError, TypeError, AttributeError):
         return fresh
-    return state
+    return state if whole else fresh
 
 
 def _write_parts(recipe: Recipe, aside: Path, kit: Toolkit, state: State, progress: Progress) -> None:
@@ -153,8 +159,22 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _encoded(tokenizer: Tokenizer, batches: Iterable[list[str]]) -> Iterator[tuple[list[str], list[Encoding]]]:
+    from bigtrain.data.tokenizer import is_of_tokenizers, panics_unsaid
+
+    tried = False
     for batch in batches:
-        yield batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        try:
+            if not tried:  # one alone: where each fails after a while, all of a batch would take minutes
+                with panics_unsaid():
+                    tokenizer.encode(batch[0], add_special_tokens=False)
+                tried = True
+            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        except BaseException as error:
+            if not is_of_tokenizers(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise data_error("", f"it cannot encode these texts: {reason}; use another", TOKENIZER_KEY) from error
+        yield batch, encodings
 
 
 def _manifest(recipe: Recipe, aside: Path, kit: Toolkit, state: State) -> dict[str, Any]:

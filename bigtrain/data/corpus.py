@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bigtrain import strict_json
 from bigtrain.config.schema import Family, Recipe
 from bigtrain.data.cache import cache_folder, file_digest, fingerprint
 from bigtrain.data.decoding import data_error
 from bigtrain.data.shards import Shard, Tokens, open_shard
 from bigtrain.data.sources import identity
-from bigtrain.data.vocabulary import TRAIN, SpecialTokens, tokenizer_path, vocabulary_size
+from bigtrain.data.vocabulary import LARGEST_VOCABULARY, TRAIN, SpecialTokens, tokenizer_path, vocabulary_size
 from bigtrain.errors import DataError, Fault
 
 FORMAT_VERSION = 1
@@ -26,9 +27,12 @@ Split: TypeAlias = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
 MANIFEST = "manifest.json"
-MANIFEST_KEYS = {"dtype", "family", "files", "splits", "tokenizer"}
+LARGEST_MANIFEST_BYTES = 32 * 2**20
+"""A part of 64 Mi tokens takes four entries, so this is enough for 2.5T tokens."""
+DTYPES = ("uint16", "uint32")
 TOKENIZER = "tokenizer.json"
 UNIGRAM_COUNTS = "unigram_counts.npy"
+SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 class SplitCounts(NamedTuple):
@@ -69,7 +73,13 @@ class Corpus:
     @cached_property
     def unigram_counts(self) -> NDArray[np.int64]:
         """Return how often each token stands in the training split, (vocab_size,)."""
-        counts: NDArray[np.int64] = np.load(self.folder / UNIGRAM_COUNTS)
+        path = self.folder / UNIGRAM_COUNTS
+        try:
+            counts: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(_damaged(path)) from error
+        if not isinstance(counts, np.ndarray) or counts.dtype.str != "<i8" or counts.shape != (self.vocab_size,):
+            raise DataError(_damaged(path))
         return counts
 
     def counts(self, split: Split) -> SplitCounts:
@@ -78,7 +88,13 @@ class Corpus:
 
     def shards(self, split: Split) -> list[Shard]:
         """Map the shards of a split into memory."""
-        return [open_shard(self.folder, name, self.manifest["dtype"]) for name in self._names(split)]
+        shards = []
+        for name in self._names(split):
+            try:
+                shards.append(open_shard(self.folder, name, self.manifest["dtype"]))
+            except (OSError, ValueError) as error:
+                raise DataError(_damaged(self.folder / f"{name}.offsets")) from error
+        return shards
 
     def documents(self, split: Split) -> Iterator[Tokens]:
         """Yield the token ids of each document."""
@@ -89,11 +105,11 @@ class Corpus:
 
     def verify(self) -> None:
         """Read every file and compare it with its digest; raises DataError that names those that differ."""
-        self._require(lambda path, facts: path.is_file() and file_digest(path) == facts["sha256"])
+        self._require(lambda path, facts: _is_own(path) and file_digest(path) == facts["sha256"])
 
     def check_sizes(self) -> None:
         """Compare the sizes of all files with the manifest; raises DataError that names those that differ."""
-        self._require(lambda path, facts: path.is_file() and path.stat().st_size == facts["bytes"])
+        self._require(lambda path, facts: _is_own(path) and path.stat().st_size == facts["bytes"])
 
     def _require(self, whole: Callable[[Path, Mapping[str, Any]], bool]) -> None:
         files = ((self.folder / name, facts) for name, facts in self.manifest["files"].items())
@@ -151,12 +167,46 @@ def open_corpus(recipe: Recipe) -> Corpus:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = strict_json.read(path, LARGEST_MANIFEST_BYTES)
     except ValueError as error:
         raise DataError(_damaged(path)) from error
-    if not isinstance(manifest, dict) or not manifest.keys() >= MANIFEST_KEYS:
+    try:
+        whole = _is_whole(manifest)
+    except (TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
         raise DataError(_damaged(path))
-    return manifest
+    return dict(manifest)
+
+
+def _is_whole(manifest: Any) -> bool:
+    """Tell whether a manifest says what the rest of the code goes by; what has no such form at all raises."""
+    size, special = manifest["tokenizer"]["vocab_size"], manifest["tokenizer"]["special_tokens"]
+    splits = [manifest["splits"][split] for split in SPLITS]
+    return (
+        manifest["dtype"] in DTYPES
+        and manifest["family"] in get_args(Family)
+        and type(size) is int
+        and 0 < size <= LARGEST_VOCABULARY
+        and special.keys() <= asdict(SpecialTokens()).keys()
+        and all(token is None or (type(token) is int and 0 <= token < size) for token in special.values())
+        and all(counts.keys() == set(SplitCounts._fields) for counts in splits)
+        and all(type(count) is int and count >= 0 for counts in splits for count in counts.values())
+        and are_files(manifest["files"])
+        and {TOKENIZER, UNIGRAM_COUNTS} <= manifest["files"].keys()
+    )
+
+
+def are_files(files: Mapping[str, Any]) -> bool:
+    """Tell whether these are names of files in a corpus, each with its size and digest; raises for another form."""
+    return all(
+        SAFE_NAME.fullmatch(name) and type(facts["bytes"]) is int and isinstance(facts["sha256"], str)
+        for name, facts in files.items()
+    )
+
+
+def _is_own(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def check_tokenizer(recipe: Recipe, special: SpecialTokens, vocab_size: int) -> None:

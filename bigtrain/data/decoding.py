@@ -14,6 +14,8 @@ from bigtrain.config.paths import COMPRESSED_SUFFIXES
 from bigtrain.errors import DataError, Fault
 
 CHUNK_BYTES = 2**20
+LARGEST_LINE = 2**24
+"""Characters of a line, or of a value in it; a file with a larger one is taken for broken, not read to its end."""
 COMPRESSIONS = COMPRESSED_SUFFIXES
 
 
@@ -68,12 +70,19 @@ def decoded(path: Path, chunks: Iterable[bytes]) -> Iterator[str]:
         consumed += len(chunk)
 
 
-def lines(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a text that comes in pieces, each with its line feed."""
+def lines(path: Path, texts: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a text that comes in pieces, each with its line feed.
+
+    Raises DataError for a line of more than `LARGEST_LINE` characters.
+    """
     begun: list[str] = []
+    number = 1
     for text in texts:
         first, *others = text.split("\n")
         begun.append(first)
+        if sum(map(len, begun)) > LARGEST_LINE:
+            raise data_error(f"{path}:{number}", f"a line of more than {LARGEST_LINE:,} characters; break it up")
+        number += len(others)
         if others:
             yield "".join(begun) + "\n"
             yield from (line + "\n" for line in others[:-1])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+from bigtrain.config.dump import to_yaml
+from bigtrain.config.keys import schema_keys, sections
+from bigtrain.config.load import read_recipe
 from bigtrain.config.schema import Recipe
 from bigtrain.data.corpus import Corpus, corpus_folder, is_prepared, open_corpus
 from bigtrain.errors import BigtrainError, DataError, Fault
@@ -37,6 +39,18 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": found}
 
 
+def _told(recipe: Recipe) -> bytes:
+    """Return a recipe as a line of JSON: its text, and where its keys were written."""
+    origins = {key: recipe.origin(key) for key in ("", *sections(), *schema_keys()) if recipe.writes(key)}
+    return json.dumps({"recipe": to_yaml(recipe), "origins": origins}).encode() + b"\n"
+
+
+def recipe_told(line: bytes) -> Recipe:
+    """Return the recipe that `ensure_prepared` has told its child."""
+    told = json.loads(line)
+    return read_recipe(told["recipe"].encode(), "recipe").with_origins(told["origins"])
+
+
 def _prepare_in_child(recipe: Recipe, output: int | None) -> None:
     reading, writing = os.pipe()
     child = subprocess.Popen(
@@ -51,10 +65,11 @@ def _prepare_in_child(recipe: Recipe, output: int | None) -> None:
     with child, os.fdopen(reading, "rb") as pipe:
         assert child.stdin is not None
         with suppress(BrokenPipeError):  # a child that could not even start says so by its exit code
-            child.stdin.write(pickle.dumps(recipe))  # and left open: its end tells the child that this process is gone
+            child.stdin.write(_told(recipe))  # and left open: its end tells the child that this process is gone
         faults = pipe.read()
         code = child.wait()
     if faults:
-        raise DataError(*(Fault(*fault) for fault in json.loads(faults)))
+        found = (Fault(*fault) for fault in json.loads(faults))
+        raise DataError(*(one if one.where else one._replace(where=recipe.origin(one.key)) for one in found))
     if code:
         raise BigtrainError(f"preparing the data ended with exit code {code}")

@@ -27,7 +27,7 @@ def hub_documents(data: DataSection, name: str, origin: str) -> Iterator[str]:
     dataset = _load(data, name, origin)
     columns = dataset.column_names or list(next(iter(dataset), {}))  # a stream may know them from its rows alone
     if data.text_column not in columns:
-        text = f"no column {data.text_column!r} in {name}; there are: {', '.join(columns)}"
+        text = f"no column {data.text_column!r} in {name}; there are: {', '.join(columns)}; write one of them"
         raise data_error(origin, text, TEXT_COLUMN)
     row = 0
     for batch in dataset.select_columns([data.text_column]).iter(batch_size=BATCH_ROWS):

@@ -7,11 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bigtrain.data.decoding import CHUNK_BYTES, data_error
+from bigtrain import strict_json
+from bigtrain.data.decoding import CHUNK_BYTES, LARGEST_LINE, data_error
 from bigtrain.errors import DataError
-
-LARGEST_VALUE = 2**26
-"""Characters of one value; a larger one is taken for a broken file, which would otherwise be read to its end."""
 
 _NOT_SPACE = re.compile(r"\S")
 
@@ -65,18 +63,21 @@ class _Stream:
         """Return the value that begins here and go past it, reading on while it is not whole."""
         while True:
             try:
+                if len(self.buffer) - self.at > CHUNK_BYTES:
+                    strict_json.check_values(self.buffer[self.at :])
                 value, end = self.decoder.raw_decode(self.buffer, self.at)
             except json.JSONDecodeError as error:
                 held = len(self.buffer) - self.at
                 # Doubling what is held keeps the work linear in the size of the value.
-                if held <= LARGEST_VALUE and self._more(max(held, CHUNK_BYTES)):
+                if held <= LARGEST_LINE and self._more(max(held, CHUNK_BYTES)):
                     continue
                 self.line += self.buffer.count("\n", self.at, error.pos)
                 raise self.broken(error.msg) from None
             except RecursionError:
                 raise self.broken("nested too deeply") from None
-            except ValueError:  # Python's limit on the digits of an integer
-                raise self.broken("a number of too many digits") from None
+            except ValueError as error:  # too many values, or more digits than Python reads of an integer
+                reason = "a number of too many digits" if "digits" in str(error) else str(error)
+                raise self.broken(reason) from None
             self._advance(end)
             return value
 

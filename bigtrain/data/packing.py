@@ -17,6 +17,7 @@ from bigtrain.config.schema import Family, Recipe
 from bigtrain.data.cache import locked, synced
 from bigtrain.data.corpus import Corpus, Split
 from bigtrain.data.decoding import data_error
+from bigtrain.errors import DataError
 
 WINDOW_DOCUMENTS = 8192
 """Documents that are packed together: enough to fill rows, few enough that memory stays constant."""
@@ -44,6 +45,7 @@ class RowIndex:
     starts: NDArray[np.int64]
     lengths: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    folder: Path | None = None
 
     @classmethod
     def open(cls, corpus: Corpus, split: Split, sequence_length: int, packing: bool) -> RowIndex:
@@ -59,20 +61,29 @@ class RowIndex:
                 if not folder.exists():
                     _write(corpus, split, sequence_length, packing, folder)
         try:
-            arrays = [np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("starts", "lengths", "offsets")]
+            starts, lengths, offsets = (_column(folder, name, dtype) for name, dtype in _COLUMNS)
         except (OSError, ValueError, EOFError) as error:
-            text = f"the row index is damaged; delete the folder {folder} and run again"
-            raise data_error(str(folder), text, "data.cache") from error
-        return cls(sequence_length, *arrays)
+            raise _damaged(folder) from error
+        index = cls(sequence_length, starts, lengths, offsets, folder)
+        if not len(index.offsets) or index.offsets[-1] != len(index.starts) or len(index.starts) != len(index.lengths):
+            raise _damaged(folder)
+        return index
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def pieces(self, rows: Counts) -> Pieces:
-        """Return the pieces of these rows, in their order."""
+        """Return the pieces of these rows, in their order. Raises DataError where no row can be like that."""
         begins, ends = self.offsets[rows], self.offsets[rows + 1]
-        places = spans(begins, ends - begins)
-        return Pieces(self.starts[places], self.lengths[places].astype(np.int64), ends - begins)
+        per_row = ends - begins
+        if ((begins < 0) | (per_row < 1) | (per_row > self.sequence_length) | (ends > len(self.starts))).any():
+            raise _damaged(self.folder)
+        places = spans(begins, per_row)
+        starts, lengths = self.starts[places], self.lengths[places].astype(np.int64)
+        sums = np.add.reduceat(lengths, np.cumsum(per_row) - per_row) if len(rows) else lengths
+        if (starts < 0).any() or (lengths < 1).any() or (sums > self.sequence_length).any():
+            raise _damaged(self.folder)
+        return Pieces(starts, lengths, per_row)
 
     @property
     def fill(self) -> float:
@@ -169,7 +180,24 @@ def _packed(offsets: Counts, sequence_length: int, packing: bool) -> Pieces:
 def _windows(corpus: Corpus, split: Split) -> Iterator[Counts]:
     for shard in corpus.shards(split):
         for begin in range(0, len(shard.offsets) - 1, WINDOW_DOCUMENTS):
-            yield shard.offsets[begin : begin + WINDOW_DOCUMENTS + 1].astype(np.int64)
+            bounds = shard.offsets[begin : begin + WINDOW_DOCUMENTS + 1]
+            if (bounds[1:] < bounds[:-1]).any() or bounds[-1] > shard.offsets[-1]:
+                text = f"the bounds of its documents are damaged; delete the folder {corpus.folder} and run again"
+                raise data_error(str(corpus.folder), text, "data.cache")
+            yield bounds.astype(np.int64)
+
+
+def _damaged(folder: Path | None) -> DataError:
+    text = f"the row index is damaged; delete the folder {folder or 'rows'} and run again"
+    return data_error(str(folder or ""), text, "data.cache")
+
+
+def _column(folder: Path, name: str, dtype: str) -> NDArray[Any]:
+    """Map one array of an index. Raises ValueError for a file that holds another thing."""
+    found = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    if not isinstance(found, np.ndarray) or found.dtype != dtype or found.ndim != 1:
+        raise ValueError(f"{name}: no flat array of {dtype}")
+    return found
 
 
 def _write(corpus: Corpus, split: Split, sequence_length: int, packing: bool, folder: Path) -> None:

@@ -9,16 +9,21 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from bigtrain import strict_json
 from bigtrain.config.paths import DATA_SUFFIXES
 from bigtrain.data.decoding import COMPRESSIONS, Meter, byte_chunks, data_error, decoded, lines
 
 LONGEST_DOCUMENT = 2**20
 """Characters; a longer document is cut at a line end, so that one document never needs much memory."""
 
+LARGEST_FIELD = 2**23
+"""Characters of a field in a .csv; a quote that is never closed makes a field of the rest of the file."""
+
 FORMATS = DATA_SUFFIXES
 KNOWN_SUFFIXES = f"{' '.join(FORMATS)} (+ {' '.join(COMPRESSIONS)})"
 TEXT_COLUMN = "data.text_column"
 ANOTHER_ROW = "name another column, or leave the row out"
+ANOTHER_COLUMN = "name another one as data.text_column"
 BROKEN_LINE = "mend the line, or leave it out"
 
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
@@ -66,7 +71,10 @@ def cut_at_lines(text: str, longest: int = LONGEST_DOCUMENT) -> Iterator[str]:
 def text_of(row: object, column: str, where: str) -> str:
     """Return the text in a row's column; raises DataError that names the columns there are, or what stands there."""
     if not isinstance(row, dict):
-        raise data_error(where, f"{json_type(row)} stands where a JSON object with a column {column!r} is needed")
+        raise data_error(
+            where,
+            f"{json_type(row)} stands where a JSON object with a column {column!r} is needed; mend it, or leave it out",
+        )
     if column not in row:
         there = ", ".join(map(str, row)) or "none"
         raise data_error(where, f"no column {column!r}; there are: {there}; {ANOTHER_ROW}", TEXT_COLUMN)
@@ -127,29 +135,33 @@ def _trimmed(document: str) -> str:
 
 
 def _json_lines(path: Path, texts: Iterable[str], column: str) -> Iterator[str]:
-    for number, line in enumerate(lines(texts), start=1):
+    for number, line in enumerate(lines(path, texts), start=1):
         if line.isspace():
             continue
         where = f"{path}:{number}"
         try:
+            strict_json.check_values(line)
             row = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
-            reason = f"broken JSON: {error.msg} at column {error.colno}; {BROKEN_LINE}"
+            reason = f"broken JSON: {error.msg.removesuffix(' at')} at column {error.colno}; {BROKEN_LINE}"
             raise data_error(where, reason) from None
         except RecursionError:
             raise data_error(where, f"broken JSON: nested too deeply; {BROKEN_LINE}") from None
-        except ValueError:  # Python's limit on the digits of an integer
-            raise data_error(where, f"broken JSON: a number of too many digits; {BROKEN_LINE}") from None
+        except ValueError as error:  # too many values, or more digits than Python reads of an integer
+            reason = "a number of too many digits" if "digits" in str(error) else str(error)
+            raise data_error(where, f"broken JSON: {reason}; {BROKEN_LINE}") from None
         yield text_of(row, column, where)
 
 
 def _csv_rows(path: Path, texts: Iterable[str], column: str) -> Iterator[str]:
-    csv.field_size_limit(2**31 - 1)
-    rows = csv.DictReader(lines(texts), strict=True)
+    csv.field_size_limit(LARGEST_FIELD)
+    rows = csv.DictReader(lines(path, texts), strict=True)
     try:
         names = rows.fieldnames or []
         if names and column not in names:
-            raise data_error(f"{path}:1", f"no column {column!r}; there are: {', '.join(names)}", TEXT_COLUMN)
+            raise data_error(
+                f"{path}:1", f"no column {column!r}; there are: {', '.join(names)}; {ANOTHER_COLUMN}", TEXT_COLUMN
+            )
         for row in rows:
             where = f"{path}:{rows.line_num}"
             if None in row:

@@ -60,8 +60,10 @@ class RowReader:
         pieces = self.index.pieces(rows)
         held, lengths = self._layout(pieces)
         tokens = self._runs.read(pieces.starts, pieces.lengths).astype(np.int64)
+        if len(tokens) != held.sum():
+            raise self._damaged("rows beyond the end of its tokens")
         if (largest := int(tokens.max(initial=0))) >= len(self._is_special):
-            raise self._damaged(largest)
+            raise self._damaged(f"a token id {largest} in a vocabulary of {len(self._is_special)}")
         input_ids = np.full(held.shape, self._special.filler, np.int64)
         input_ids[held] = tokens
         if self._shape.objective == "clm":
@@ -76,8 +78,8 @@ class RowReader:
             *mask_rows(input_ids, held, maskable, keys, probability, self._special.mask, self._ordinary), lengths
         )
 
-    def _damaged(self, token: int) -> DataError:
-        what = f"the tokenized data is damaged: a token id {token} in a vocabulary of {len(self._is_special)}"
+    def _damaged(self, how: str) -> DataError:
+        what = f"the tokenized data is damaged: {how}"
         instead = f"delete the folder {self._folder} and run bigtrain prepare again"
         return DataError(Fault(str(self._folder), "data.cache", f"{what}; {instead}"))
 

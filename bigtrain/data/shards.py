@@ -27,12 +27,19 @@ class Shard(NamedTuple):
 
 
 def open_shard(folder: Path, name: str, dtype: str) -> Shard:
-    """Map the files `NAME.tokens` and `NAME.offsets` of a folder into memory."""
+    """Map the files `NAME.tokens` and `NAME.offsets` of a folder into memory.
+
+    Raises ValueError where the bounds are not those of the tokens.
+    """
     offsets = np.frombuffer(_mapping(folder / f"{name}.offsets"), np.uint64)
-    if offsets[0] == offsets[-1]:  # an empty file cannot be mapped
+    tokens = folder / f"{name}.tokens"
+    if offsets[0] == offsets[-1] and not tokens.stat().st_size:  # an empty file cannot be mapped
         return Shard(np.empty(0, dtype), offsets, None)
-    mapping = _mapping(folder / f"{name}.tokens")
-    return Shard(np.frombuffer(mapping, dtype), offsets, mapping)
+    mapping = _mapping(tokens)
+    shard = Shard(np.frombuffer(mapping, dtype), offsets, mapping)
+    if int(offsets[-1]) - int(offsets[0]) != len(shard.tokens) or int(offsets[-1]) >= 2**62:
+        raise ValueError(f"{name}: {len(shard.tokens)} tokens, of which the offsets say otherwise")
+    return shard
 
 
 class TokenRuns:
@@ -46,7 +53,12 @@ class TokenRuns:
         self._unreleased = 0
 
     def read(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Tokens:
-        """Return the runs one after another, (sum(lengths),); `starts` count from the start of the split."""
+        """Return the runs one after another, (sum(lengths),); `starts` count from the start of the split.
+
+        Of runs that lie beyond the tokens there is less, which the caller is to notice.
+        """
+        if not self._tokens:
+            return np.empty(0, np.uint16)
         shards = np.searchsorted(self._starts, starts, side="right") - 1
         within = starts - self._starts[shards]
         places = zip(shards.tolist(), within.tolist(), (within + lengths).tolist(), strict=True)

@@ -102,10 +102,13 @@ def total_bytes(data: DataSection, origin: str = "") -> int | None:
 def _files_at(path: Path, name: str, origin: str) -> list[Path]:
     if path.is_dir():
         if not (found := sorted(_walk(path))):
-            raise data_error(origin, f"no file of a known type in {name}; known are {KNOWN_SUFFIXES}")
+            raise data_error(
+                origin, f"no file of a known type in {name}; name another folder; known are {KNOWN_SUFFIXES}"
+            )
         return found
     if not path.exists():
-        raise data_error(origin, f"no such file or folder: {name}")
+        instead = "it stands alone, not in a list" if name == EMBEDDED else "name files and folders that are there"
+        raise data_error(origin, f"no such file or folder: {name}; {instead}")
     if file_format(path) is None:
         raise data_error(origin, f"unknown file type: {name}; known are {KNOWN_SUFFIXES}")
     if not path.stat().st_size:

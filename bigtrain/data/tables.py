@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
-from bigtrain.data.decoding import COMPRESSIONS, Meter, byte_chunks, data_error
-from bigtrain.data.readers import ANOTHER_ROW, TEXT_COLUMN
+from bigtrain.data.decoding import CHUNK_BYTES, COMPRESSIONS, Meter, byte_chunks, data_error
+from bigtrain.data.readers import ANOTHER_COLUMN, ANOTHER_ROW, TEXT_COLUMN
 
 BATCH_ROWS = 256
+MOST_UNPACKED = 100
+"""Times; a table of text packs to a tenth or so, and what unpacks to more would fill the disk."""
 
 
 def table_texts(path: Path, chosen: str, column: str, meter: Meter) -> Iterator[str]:
@@ -65,11 +67,13 @@ def _arrow(file: IO[bytes]) -> Iterator[tuple[Any, Any]]:
 def _check_column(path: Path, schema: Any, column: str) -> None:
     if column not in schema.names:
         names = ", ".join(schema.names)
-        raise data_error(str(path), f"no column {column!r}; there are: {names or 'none'}", TEXT_COLUMN)
+        raise data_error(
+            str(path), f"no column {column!r}; there are: {names or 'none'}; {ANOTHER_COLUMN}", TEXT_COLUMN
+        )
     found = schema.field(column).type
     held = found.value_type if pa.types.is_dictionary(found) else found
     if not (pa.types.is_string(held) or pa.types.is_large_string(held) or pa.types.is_string_view(held)):
-        raise data_error(str(path), f"column {column!r} holds {found}, not text", TEXT_COLUMN)
+        raise data_error(str(path), f"column {column!r} holds {found}, not text; {ANOTHER_COLUMN}", TEXT_COLUMN)
 
 
 @contextmanager
@@ -79,7 +83,10 @@ def _seekable(path: Path, meter: Meter) -> Iterator[IO[bytes]]:
             yield file
         return
     with tempfile.TemporaryFile() as file:
+        packed = path.stat().st_size
         for chunk in byte_chunks(path, meter):
             file.write(chunk)
+            if file.tell() > MOST_UNPACKED * packed + CHUNK_BYTES:
+                raise data_error(str(path), f"unpacks to more than {MOST_UNPACKED} times its size; unpack it yourself")
         file.seek(0)
         yield file

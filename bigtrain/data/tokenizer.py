@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,21 @@ from tokenizers import (
 from bigtrain.config.schema import Family
 from bigtrain.data.decoding import data_error
 from bigtrain.data.hub import hub_tokenizer_file
-from bigtrain.data.vocabulary import SpecialTokens, not_a_tokenizer, read_tokenizer_json, tokenizer_path
+from bigtrain.data.vocabulary import (
+    LARGEST_VOCABULARY,
+    SpecialTokens,
+    not_a_tokenizer,
+    read_tokenizer_json,
+    tokenizer_path,
+)
 
 SAMPLE_CHARACTERS = 16 * 2**20
 SAMPLE_CHARACTERS_PER_TOKEN = 512
 """Enough for the rarest tokens to be seen; so that a small vocabulary is trained in seconds."""
+
+PROBE = f"{'a' * 48}! 0 é\n"
+"""What a tokenizer encodes before it is used: a pattern that never ends on plain text shows itself."""
+STANDARD_ERROR = 2
 
 BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 END_OF_TEXT = "<|endoftext|>"
@@ -69,16 +82,46 @@ def open_tokenizer(path: Path) -> Tokenizer:
     """
     read_tokenizer_json(path)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        with panics_unsaid():
+            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.encode_special_tokens = True
+            _probe(tokenizer)
     except BaseException as error:
-        # The library raises the bare `Exception`, for whatever is wrong in the file; what is more precise is not its.
-        if type(error) is not Exception:
+        if not is_of_tokenizers(error):
             raise
         raise not_a_tokenizer(path) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
+    if id_count(tokenizer) > LARGEST_VOCABULARY:
+        raise not_a_tokenizer(path)
     return tokenizer
+
+
+def _probe(tokenizer: Tokenizer) -> None:
+    try:
+        tokenizer.encode(PROBE, add_special_tokens=False)
+    except BaseException as error:
+        if type(error) is not Exception:  # which a vocabulary of chosen words alone raises for any other text
+            raise
+
+
+def is_of_tokenizers(error: BaseException) -> bool:
+    """Tell whether an error is the library's own: the bare `Exception`, or a panic of its Rust code."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def panics_unsaid() -> Iterator[None]:
+    """Keep off standard error what Rust writes there before a panic becomes an exception, which is told in one line."""
+    sys.stderr.flush()
+    kept = os.dup(STANDARD_ERROR)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), STANDARD_ERROR)
+            yield
+    finally:
+        os.dup2(kept, STANDARD_ERROR)
+        os.close(kept)
 
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bigtrain import strict_json
 from bigtrain.config.paths import is_local, local_path
 from bigtrain.data.decoding import data_error
 
 TRAIN = "train"
 TOKENIZER_KEY = "data.tokenizer"
-LARGEST_VOCABULARY = 2**32
-"""The tokenizers library holds an id in 32 bits."""
+LARGEST_VOCABULARY = 2**24
+"""Token ids; real tokenizers have up to some hundred thousand, and for each id some bytes are held."""
+LARGEST_TOKENIZER_BYTES = 64 * 2**20
+"""Of a tokenizer.json; the largest in use have about half."""
+MOST_TOKENIZER_VALUES = 3_000_000
+"""Of its tokens and merges together; the largest in use have two thirds."""
 
 SPECIAL_NAMES: dict[str, tuple[str, ...]] = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
@@ -67,7 +71,9 @@ def tokenizer_path(spec: str, origin: str = "") -> Path | None:
     if path.is_dir():
         path /= "tokenizer.json"
         if not path.exists():
-            raise data_error(origin, f"no tokenizer.json in {spec}", TOKENIZER_KEY)
+            raise data_error(
+                origin, f"no tokenizer.json in {spec}; name a folder that has one, or write 'train'", TOKENIZER_KEY
+            )
     if not path.exists():
         raise data_error(origin, f"no such file or folder: {spec}", TOKENIZER_KEY)
     return path
@@ -76,8 +82,8 @@ def tokenizer_path(spec: str, origin: str = "") -> Path | None:
 def read_tokenizer_json(path: Path) -> dict[str, Any]:
     """Return the contents of a tokenizer.json; raises DataError for a file that is none."""
     try:
-        contents = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        contents = strict_json.read(path, LARGEST_TOKENIZER_BYTES, MOST_TOKENIZER_VALUES)
+    except (OSError, ValueError) as error:
         raise not_a_tokenizer(path) from error
     if not isinstance(contents, dict) or not isinstance(contents.get("model"), dict):
         raise not_a_tokenizer(path)
@@ -122,4 +128,6 @@ def _added_ids(added: object) -> list[object]:
 
 def not_a_tokenizer(path: Path) -> Exception:
     """Return the error for a file that is no tokenizer.json."""
-    return data_error(str(path), "the file is no tokenizer.json of the tokenizers library", TOKENIZER_KEY)
+    return data_error(
+        str(path), "the file is no tokenizer.json of the tokenizers library; name one, or write 'train'", TOKENIZER_KEY
+    )

@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bigtrain.amp.cost import master_weight_bytes
+from bigtrain.amp.cost import master_weight_bytes, weight_bytes
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
 from bigtrain.memory.layout import layout_of, local_shapes
 from bigtrain.models.operations_cost import FLOAT
+from bigtrain.models.shape import parameter_shapes
 from bigtrain.optim import cost as optim_cost
 from bigtrain.sharding.cost import Layout
 
@@ -102,6 +103,19 @@ def host_bytes(recipe: Recipe, model: ModelConfig, world_size: int) -> int:
     layout = layout_of(recipe, world_size)
     held = [_on_host(recipe, layout, *parameter) for parameter in local_shapes(recipe, model, world_size).items()]
     return sum(sum(hosted[:-1]) + _power_of_two(hosted.gradients) for hosted in held)
+
+
+def saved_bytes(recipe: Recipe, model: ModelConfig, world_size: int = 1) -> int:
+    """Return what the first of so many ranks writes of parameters and optimizer states into a checkpoint.
+
+    Of one rank it is the whole checkpoint, whatever ranks write it: weights in fp32 where those are kept anywhere.
+    """
+    shapes = parameter_shapes(model) if world_size == 1 else local_shapes(recipe, model, world_size)
+    width = max(weight_bytes(1, recipe.amp.master_weights), layout_of(recipe, world_size).kept_bytes)
+    return sum(
+        width * math.prod(shape) + sum(size for size, _ in state_parts(recipe, name, shape))
+        for name, shape in shapes.items()
+    )
 
 
 def _power_of_two(size: int) -> int:

@@ -1,5 +1,8 @@
 """A training step's forward and loss on a ledger, operation by operation as in `bert.py`, `gpt.py`, `layers.py`.
 
+Whoever calls an operation names what it hands over, and lets go of it afterwards: whether Python would hold an argument
+until a call returns depends on its version and on who watches calls, such as `torch.compile`.
+
 N tokens of the flat row, M labelled positions, W width, V vocabulary, padded.
 """
 
@@ -61,7 +64,9 @@ class ModelCost:
         hidden = x if self.config.family == "bert" else self._norm(x, "final_norm", batch.tokens)
         del x
         labelled = self.operations.gather(hidden, batch.labels, self.config.hidden_size) if batch.gathered else hidden
-        loss = self._linear_cross_entropy(self._head(labelled, batch.labels), batch.labels, tied)
+        last = self._head(labelled, batch.labels)
+        loss = self._linear_cross_entropy(last, batch.labels, tied)
+        del last
         return loss, self._ledger.hold(FLOAT, "temporaries")
 
     def _rotary(self, n: int) -> list[Storage]:
@@ -77,9 +82,15 @@ class ModelCost:
         family, width = self.config.family, self.config.hidden_size
         x = self._rows(n, "tokens", self.config.padded_vocab_size, tied)
         if family in ("bert", "gpt"):
-            x = self.operations.add(x, self._rows(n, "positions", self.config.max_position_embeddings, None))
+            positions = self._rows(n, "positions", self.config.max_position_embeddings, None)
+            total = self.operations.add(x, positions)
+            del positions
+            x = total
+            del total
         if family == "bert":
-            x = self.operations.layer_norm(self._add_segment(x), "embedding_norm", n, width)
+            total = self._add_segment(x)
+            x = self.operations.layer_norm(total, "embedding_norm", n, width)
+            del total
         return self.operations.dropout(x, self.dropout, n * width)
 
     def _rows(self, n: int, name: str, rows: int, tied: Tied | None) -> Value:
@@ -110,13 +121,30 @@ class ModelCost:
     def _block(self, x: Value, index: int, batch: MicroBatch, tables: list[Storage]) -> Value:
         name, n = f"blocks.{index}", batch.tokens
         if self.config.family == "bert":
-            x = self._norm(self._sum(x, self._attention(x, name, batch, tables), n), f"{name}.attention_norm", n)
-            return self._norm(self._sum(x, self._mlp(x, name, n), n), f"{name}.mlp_norm", n)
-        x = self._sum(x, self._attention(self._norm(x, f"{name}.attention_norm", n), name, batch, tables), n)
-        return self._sum(x, self._mlp(self._norm(x, f"{name}.mlp_norm", n), name, n), n)
+            part = self._attention(x, name, batch, tables)
+            total = self._sum(x, part, n)
+            del part
+            x = self._norm(total, f"{name}.attention_norm", n)
+            del total
+            part = self._mlp(x, name, n)
+            total = self._sum(x, part, n)
+            del part
+            return self._norm(total, f"{name}.mlp_norm", n)
+        normed = self._norm(x, f"{name}.attention_norm", n)
+        part = self._attention(normed, name, batch, tables)
+        del normed
+        total = self._sum(x, part, n)
+        del part
+        x = total
+        del total
+        normed = self._norm(x, f"{name}.mlp_norm", n)
+        part = self._mlp(normed, name, n)
+        del normed
+        return self._sum(x, part, n)
 
     def _sum(self, x: Value, part: Value, n: int) -> Value:
-        return self.operations.add(x, self.operations.dropout(part, self.dropout, n * self.config.hidden_size))
+        dropped = self.operations.dropout(part, self.dropout, n * self.config.hidden_size)
+        return self.operations.add(x, dropped)
 
     def _norm(self, x: Value, name: str, n: int) -> Value:
         norm = self.operations.rms_norm if self.config.family == "llama" else self.operations.layer_norm
@@ -128,7 +156,6 @@ class ModelCost:
         (H, K), D, bias = heads, config.head_dim, bool(not tables)
         x = self._enter(x)
         qkv = run.linear(x, f"{name}.attention.qkv", n, config.hidden_size, (H + 2 * K) * D, bias=bias)
-        del x
         if tables:
             qkv = run.rotate(qkv, tables, n, H + K, D)
         attention = Attention(run, (H, K), D, n, batch.longest, config.causal, self.attention_dropout)
@@ -140,9 +167,13 @@ class ModelCost:
         run, width, inner = self.operations, self.config.hidden_size, self.config.intermediate_size // self.tensor_ranks
         x = self._enter(x)
         if self.config.family == "llama":
-            hidden = run.swiglu(run.linear(x, f"{name}.mlp.gate_up", n, width, 2 * inner, bias=False))
+            up = run.linear(x, f"{name}.mlp.gate_up", n, width, 2 * inner, bias=False)
+            hidden = run.swiglu(up)
+            del up
             return self._out(hidden, f"{name}.mlp.down", n, inner, bias=False)
-        hidden = run.gelu(run.linear(x, f"{name}.mlp.up", n, width, inner, bias=True))
+        up = run.linear(x, f"{name}.mlp.up", n, width, inner, bias=True)
+        hidden = run.gelu(up)
+        del up
         return self._out(hidden, f"{name}.mlp.down", n, inner, bias=True)
 
     def _enter(self, x: Value) -> Value:
@@ -153,13 +184,16 @@ class ModelCost:
         run, width = self.operations, self.config.hidden_size
         if self.tensor_ranks == 1:
             return run.linear(x, name, n, i, width, bias=bias)
-        return run.sum_over_ranks(run.linear(x, name, n, i, width, bias=False), name, width, bias=bias)
+        part = run.linear(x, name, n, i, width, bias=False)
+        return run.sum_over_ranks(part, name, width, bias=bias)
 
     def _head(self, x: Value, m: int) -> Value:
         if self.config.family != "bert":
             return x
         width = self.config.hidden_size
-        dense = self.operations.gelu(self.operations.linear(x, "head_dense", m, width, width, bias=True))
+        product = self.operations.linear(x, "head_dense", m, width, width, bias=True)
+        dense = self.operations.gelu(product)
+        del product
         return self._norm(dense, "head_norm", m)
 
     def _linear_cross_entropy(self, x: Value, m: int, tied: Tied | None) -> Value:

@@ -37,6 +37,14 @@ SIZES = (
     "max_position_embeddings",
 )
 
+LARGEST_SIZE = 2**31
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "num_key_value_heads": ((int,), "a whole number of 1 or more"),
+    "norm_eps": ((int, float), "a number"),
+    "initializer_range": ((int, float), "a number"),
+    "tie_word_embeddings": ((bool,), "true or false"),
+}
+
 FIXED: dict[Family, dict[str, Any]] = {
     "bert": {
         "hidden_act": "gelu",
@@ -110,8 +118,10 @@ def _fault(key: str, text: str) -> Fault:
 
 def _family(config_json: Mapping[str, Any]) -> Family:
     names = config_json.get("architectures") or []
+    if not isinstance(names, list):
+        names = [names]
     for name in names:
-        if name in FAMILIES:
+        if isinstance(name, str) and name in FAMILIES:
             return FAMILIES[name]
     found = ", ".join(map(str, names)) or "none given"
     hint = did_you_mean(str(names[0]), FAMILIES) if names else ""
@@ -119,12 +129,17 @@ def _family(config_json: Mapping[str, Any]) -> Family:
 
 
 def _unsupported(family: Family, config_json: Mapping[str, Any]) -> Iterator[Fault]:
+    if config_json.get("auto_map"):
+        yield _fault("auto_map", "names code that comes with the model, which is never run; models of that are refused")
     for key, supported in FIXED[family].items():
         value = config_json.get(key)
         if value is not None and value != supported:
             yield _fault(key, f"{value!r} is not supported, only {supported!r}")
     for key in ("rope_scaling", "rope_parameters") if family == "llama" else ():
         rope = config_json.get(key) or {}
+        if not isinstance(rope, dict):
+            yield _fault(key, f"{rope!r} is not an object")
+            continue
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
             yield _fault(key, f"rope type {kind!r} is not supported, only 'default'")
@@ -137,9 +152,12 @@ def _bad_sizes(family: Family, keys: Mapping[str, Any]) -> Iterator[Fault]:
         value = keys.get(name)
         if value is None and name == "intermediate_size" and family == "gpt":
             continue
-        if not isinstance(value, int) or value < 1:
-            found = "missing" if value is None else f"{value!r}"
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+            found = "missing" if value is None else f"{value!r}"[:80]
             yield _fault(_key(family, name), f"{found}; a whole number of 1 or more should be there")
+    for name, (kinds, what) in KINDS.items():
+        if keys.get(name) is not None and (type(keys[name]) not in kinds or (kinds == (int,) and keys[name] < 1)):
+            yield _fault(_key(family, name), f"{keys[name]!r}"[:80] + f"; {what} should be there")
 
 
 def _rotary(family: Family, config_json: Mapping[str, Any]) -> dict[str, float]:

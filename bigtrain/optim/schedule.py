@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
+from bigtrain.config.checks import wsd_decay_steps
 from bigtrain.units import parse_share
 
 COSINE_FLOOR = 0.1
 """A cosine ends at this share of the peak, as in GPT-3 (Brown et al. 2020, appendix B)."""
-
-WSD_DECAY_SHARE = 0.2
-"""Warm-up, stable, decay: the last share of the run over which the rate falls (Hu et al. 2024, arXiv 2404.06395)."""
 
 
 def warmup_step_count(warmup_steps: int | str, total_steps: int) -> int:
@@ -35,7 +33,6 @@ def learning_rate_factor(schedule: str, step: int, *, total_steps: int, warmup_s
     if schedule == "cosine":
         return COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * done))
     if schedule == "wsd":
-        decay_steps = max(1, round(WSD_DECAY_SHARE * total_steps))
-        return min(1.0, (total_steps - step) / decay_steps)
+        return min(1.0, (total_steps - step) / wsd_decay_steps(total_steps))
     assert schedule == "constant", schedule
     return 1.0

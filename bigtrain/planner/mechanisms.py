@@ -36,6 +36,9 @@ def release_obstacles(recipe: Recipe, accumulation_steps: int, *, sharded: bool 
     if recipe.train.max_grad_norm is not None:
         reason = "clips by the norm of all gradients, which is not known before the first update"
         yield "train.max_grad_norm", f"{recipe.train.max_grad_norm:g} {reason}; use train.max_grad_norm=null"
+    if recipe.train.on_spike == "skip":
+        reason = "leaves out a whole update, which is under way before the loss of all ranks is known"
+        yield "train.on_spike", f"skip {reason}; use rollback"
     if accumulation_steps > 1:
         rows = f"{accumulation_steps} micro-batches a step add their gradients before the update"
         one = _one_micro_batch(recipe, accumulation_steps)

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bigtrain import units
+from bigtrain.config.checks import schedule_faults
 from bigtrain.config.dump import to_yaml
 from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
 from bigtrain.config.shape_checks import fault
+from bigtrain.config.types import LARGEST
 from bigtrain.errors import RecipeError
 from bigtrain.memory.report import MemoryReport
 from bigtrain.memory.state import model_state
@@ -112,16 +114,17 @@ class Plan:
     def with_rows(self, rows: int) -> Plan:
         """Return the plan with `epochs` turned into steps, now that an epoch is known to have so many rows.
 
-        Raises RecipeError if the warm-up turns out to be longer than the run.
+        Raises RecipeError if the schedule of the learning rate turns out not to fit the run.
         """
         train = self.recipe.train
         if train.epochs is None:
             return self
         steps = max(1, round(train.epochs * rows / train.global_batch_size))
-        warmup = self.recipe.optimizer.warmup_steps
-        if isinstance(warmup, int) and warmup > steps:
-            text = f"{warmup} steps of warm-up are longer than the run of {steps}; write a share such as 6%"
-            raise RecipeError(fault(self.recipe, "optimizer.warmup_steps", text))
+        if steps > LARGEST:
+            text = f"{train.epochs:g} epochs are more steps than can be counted; use fewer"
+            raise RecipeError(fault(self.recipe, "train.epochs", text))
+        if faults := [*schedule_faults(self.recipe, steps)]:
+            raise RecipeError(*faults)
         train = train.model_copy(update={"epochs": None, "steps": steps})
         return dataclasses.replace(self, recipe=self.recipe.model_copy(update={"train": train}))
 

@@ -8,7 +8,7 @@ from bigtrain.config.model import ModelConfig
 from bigtrain.config.schema import Recipe
 from bigtrain.memory.predict import predict
 from bigtrain.memory.report import MemoryReport
-from bigtrain.memory.state import host_bytes
+from bigtrain.memory.state import host_bytes, saved_bytes
 from bigtrain.planner.hardware import Hardware, row_of
 
 PROCESS_BYTES = {"cpu": 448 * 2**20, "cuda": 3 * 2**30}
@@ -33,7 +33,10 @@ def memory_of(recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size
         threads=hardware.threads,
         workspace_bytes=workspace_bytes(hardware),
     )
-    held = 0 if hardware.kind == "cpu" else host_bytes(recipe, model, world_size)  # the prediction has it there
+    held = 0  # on a CPU the prediction has it there, and a checkpoint is written without a copy
+    if hardware.kind != "cpu":
+        copied = saved_bytes(recipe, model, world_size) if recipe.checkpoint.asynchronous else 0
+        held = host_bytes(recipe, model, world_size) + copied
     return on_device(dataclasses.replace(report, host_bytes_peak=held), hardware, world_size)
 
 

@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bigtrain import strict_json
 from bigtrain.planner.hardware import Hardware, row_of
 from bigtrain.processor import processor_field
 
@@ -28,6 +28,9 @@ MEASURES = (
     "calls_per_second",
 )
 """What is measured on a machine; of each the highest ever seen counts, since others may use the machine too."""
+
+PLAUSIBLE = (1.0, 1e19)
+"""A second's worth of anything; a rate outside was not measured, and would make seconds of 0 or without end."""
 
 THIN_ROWS = 64
 """Rows of the thin product that is measured; of the others there are as many as of the square one, rows and columns."""
@@ -102,7 +105,7 @@ def kept(path: Path, hardware: Hardware, precision: str, threads: int) -> dict[s
 def read_kept(path: Path) -> dict[str, dict[str, float]]:
     """Return all rates that were kept, without those that are damaged."""
     try:
-        everything = json.loads(path.read_text(encoding="utf-8"))
+        everything = strict_json.read(path)
     except (OSError, ValueError):
         return {}
     entries = everything.items() if isinstance(everything, dict) else ()
@@ -113,7 +116,7 @@ def _is_whole(rates: object) -> bool:
     if not isinstance(rates, dict):
         return False
     numbers = [rates.get(measure) for measure in MEASURES]
-    return all(isinstance(number, float) and math.isfinite(number) and number > 0 for number in numbers)
+    return all(isinstance(number, float) and PLAUSIBLE[0] <= number <= PLAUSIBLE[1] for number in numbers)
 
 
 def _cpu(hardware: Hardware, product: str, threads: int, measured: Mapping[str, float]) -> Rates:

@@ -81,16 +81,19 @@ def search(recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size: i
 
 
 def check_host(recipe: Recipe, hardware: Hardware, found: Best) -> None:
-    """Raise DoesNotFit where what a rank offloads is more than its share of the host's memory, as the table has it."""
+    """Raise DoesNotFit where what a rank has on the host, offloaded or copied to be saved, is more than its share."""
     row, needed = hardware.device, found.memory.host_bytes_peak or 0
     if hardware.kind == "cpu" or row is None or needed <= row.host_memory_bytes:
         return
     over, there = needed - row.host_memory_bytes, format_bytes(row.host_memory_bytes)
-    text = (
-        f"{found.choice.offload}: {format_bytes(needed)} of a rank on the host are {format_bytes(over)} more than its"
-    )
-    where = fault(recipe, "sharding.offload", f"{text} {there}; use optimizer, none, or more ranks")
-    raise DoesNotFit(where, over_bytes=over, change="sharding.offload=none")
+    key, change, use = "sharding.offload", "sharding.offload=none", "optimizer, none, or more ranks"
+    if recipe.checkpoint.asynchronous:
+        use = f"checkpoint.asynchronous=false, {use}"
+        if found.choice.offload == "none":
+            key, change, use = "checkpoint.asynchronous", "checkpoint.asynchronous=false", "false, or more ranks"
+    value = "true" if key == "checkpoint.asynchronous" else found.choice.offload
+    text = f"{value}: {format_bytes(needed)} of a rank on the host are {format_bytes(over)} more than its {there}"
+    raise DoesNotFit(fault(recipe, key, f"{text}; use {use}"), over_bytes=over, change=change)
 
 
 def sweep(

@@ -22,6 +22,7 @@ SUPPORTED: dict[str, tuple[tuple[object, ...], str]] = {
     "optimizer.gradient_release": ((False,), "DeepSpeed keeps gradients until the last one is reduced"),
     "amp.precision": (("fp32", "bf16", "fp16"), "its masters are those of whole tensors in two bytes or four"),
     "amp.master_weights": (("fp32",), "DeepSpeed keeps masters of its own, fp32"),
+    "train.on_spike": (("stop", "rollback", "ignore"), "DeepSpeed updates before the loss of all ranks is known"),
     "recompute.policy": (("none", "selective", "full"), "two libraries would move tensors to the host"),
     "train.compile": ((False,), "DeepSpeed fetches parameters in hooks that compiled blocks would break at"),
 }

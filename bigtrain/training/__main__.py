@@ -6,8 +6,11 @@ import os
 import signal
 import sys
 from pathlib import Path
+from traceback import print_exception
+from types import TracebackType
 
-from bigtrain.spawner import die_with_parent
+from bigtrain import heartbeat
+from bigtrain.spawner import CRASHED, die_with_parent
 
 
 def main() -> int:
@@ -18,6 +21,9 @@ def main() -> int:
     parent, run_dir, allowed = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     sys.argv = sys.argv[4:]
     die_with_parent(parent)
+    sys.excepthook = _crash
+    heartbeat.begin(os.environ)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback; who started this says what there is to go on from
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until the loop listens: nodes may come while this starts
     from bigtrain.config.load import read_recipe
     from bigtrain.errors import BigtrainError
@@ -35,6 +41,16 @@ def main() -> int:
     except BigtrainError as error:
         return error.report()
     return 0
+
+
+def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an error that is none of ours and end at once: what it left behind may wait for other ranks."""
+    # To the real one: torch's own hook calls this one with another, from which it would add the rank to each line.
+    print_exception(kind, error, trace, file=sys.__stderr__)
+    for output in (sys.stdout, sys.__stderr__):
+        if output is not None:
+            output.flush()
+    os._exit(CRASHED)
 
 
 if __name__ == "__main__":

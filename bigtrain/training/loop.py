@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 
-from bigtrain.checkpoint.resume import check_resume
+from bigtrain.checkpoint import manifest
+from bigtrain.checkpoint.lineage import identity, remember
+from bigtrain.checkpoint.lock import only_user_of
+from bigtrain.checkpoint.resume import PLAN_FILE, check_resume
 from bigtrain.checkpoint.state import TOKENIZER, TrainState
-from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint, only_user_of
+from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint
 from bigtrain.data.cache import cache_folder
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.ensure import ensure_prepared
-from bigtrain.errors import CheckpointError, Fault
+from bigtrain.errors import CheckpointError, Fault, ResumeError
 from bigtrain.planner.plan import Plan
 from bigtrain.training.alike import check_alike
 from bigtrain.training.build import build_engine, build_loader
 from bigtrain.training.peak import peak_flops
 from bigtrain.training.report import REPORT_FILE, write_report
-from bigtrain.training.run import Run
-from bigtrain.training.run_files import write_run_files
+from bigtrain.training.run import Run, lacks_evaluation
+from bigtrain.training.run_files import changes_since, write_run_files
 from bigtrain.training.runtime import runtime
 from bigtrain.world import World, joined
 
@@ -32,12 +36,14 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
     data or checkpoints that cannot be used, Interrupted after a signal and a checkpoint.
     """
     folder = Path(run_dir)
-    check_resume(folder, plan.recipe, allowed)
+    started_as = check_resume(folder, plan.recipe, allowed)
     with ExitStack() as held:
         world = held.enter_context(joined(kind=plan.hardware.kind, timeout_seconds=plan.recipe.cluster.timeout))
         here = held.enter_context(runtime(plan))
-        if world.first and folder.is_dir():
+        is_there = folder.is_dir()
+        if world.first and is_there:
             held.enter_context(only_user_of(folder))
+            started_as = check_resume(folder, plan.recipe, allowed)  # again: who had it meanwhile may have changed it
         peak = _peak_flops(plan, world)
         corpus = ensure_prepared(plan.recipe)
         check_alike(world, plan, corpus)
@@ -45,16 +51,22 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
         plan = plan.with_rows(loader.rows)
         engine = build_engine(plan)
         state = TrainState(engine, loader)
-        store = CheckpointStore(folder, keep=plan.recipe.checkpoint.keep, world=world)
+        known = identity(folder, plan.recipe, str(loader.state_dict()["corpus"]))
+        store = CheckpointStore(folder, keep=plan.recipe.checkpoint.keep, world=world, identity=known)
         _start_from(state, store, plan, corpus, other_data=any(key.split(".")[0] == "data" for key in allowed))
-        if plan.total_steps is not None and state.step >= plan.total_steps:
+        done = plan.total_steps is not None and state.step >= plan.total_steps
+        if done and not world.any(world.first and lacks_evaluation(plan, folder, state.step)):
             if world.first:
-                _tell_done(folder, plan)
+                _tell_done(folder, plan, state.step)
             return
         if world.first:
-            if not folder.is_dir():
-                folder.mkdir(parents=True)
-                held.enter_context(only_user_of(folder))
+            if not is_there:
+                held.enter_context(_made(folder))
+            if started_as not in (None, folder / PLAN_FILE):
+                print(f"{folder / PLAN_FILE}: damaged or gone; written anew, after {started_as}", file=sys.stderr)
+            if state.step and (changes := changes_since(folder, plan)):
+                print(f"{folder}: going on with {changes}: losses may differ in their last digits", flush=True)
+            remember(folder, known)
             write_run_files(folder, plan)
         Run(plan, folder, here, corpus, state, store, world.size * peak).finish()
 
@@ -66,8 +78,19 @@ def _peak_flops(plan: Plan, world: World) -> float:
     return float(world.broadcast(measured))
 
 
-def _tell_done(folder: Path, plan: Plan) -> None:
-    print(f"{folder}: its {plan.total_steps} steps are done already", flush=True)
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a new run's folder and hold it. Raises ResumeError if another launch has used it meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_user_of(folder):
+        if (folder / PLAN_FILE).exists() or manifest.step_folders(folder):
+            raise ResumeError(f"{folder}: another launch has begun a run in it; launch again to go on with that")
+        yield
+
+
+def _tell_done(folder: Path, plan: Plan, step: int) -> None:
+    asked = "" if step == plan.total_steps else f", and {plan.total_steps} are asked for"
+    print(f"{folder}: {step} steps are done already{asked}; for more, raise train.steps", flush=True)
     if not (folder / REPORT_FILE).is_file():
         write_report(folder, plan)
 

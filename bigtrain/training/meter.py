@@ -19,20 +19,31 @@ class Skips:
     """Count the steps that changed nothing because loss or gradient was not finite.
 
     On a GPU a step is asked about when the next one has been taken: by then it knows, and the host need not wait.
+    `total` and `in_a_row` are those of a state that `state_dict` returned.
     """
 
-    def __init__(self, *, late: bool) -> None:
-        self.total = self.in_a_row = 0
+    def __init__(self, *, late: bool, total: int = 0, in_a_row: int = 0) -> None:
+        self.total, self.in_a_row = total, in_a_row
         self._late = late
         self._last: StepResult | None = None
 
     def add(self, result: StepResult) -> bool:
         """Count a step; return whether the one that is known by now was skipped."""
         settled, self._last = (self._last, result) if self._late else (result, None)
-        skipped = settled is not None and settled.skipped
-        self.total += skipped
-        self.in_a_row = self.in_a_row + 1 if skipped else 0
-        return skipped
+        return self._count(settled)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts with the last step in them, which waits for the device."""
+        settled, self._last = self._last, None
+        self._count(settled)
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def _count(self, settled: StepResult | None) -> bool:
+        if settled is None:
+            return False
+        self.total += settled.skipped
+        self.in_a_row = self.in_a_row + 1 if settled.skipped else 0
+        return settled.skipped
 
 
 class Meter:
@@ -51,6 +62,10 @@ class Meter:
     def count(self) -> None:
         """Count a step that was taken."""
         self._steps += 1
+
+    def go_on_from(self, tokens: int) -> None:
+        """Measure from now on, after a return to a state of so many tokens."""
+        self._mark, self._tokens, self._steps = time.perf_counter(), tokens, 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bigtrain import strict_json
+
 METRICS_FILE = "metrics.jsonl"
+
+LONGEST_ROW = 2**16
+"""Bytes; a row has some hundred."""
 
 
 class MetricsLog:
@@ -23,10 +29,18 @@ class MetricsLog:
         self._path = run_dir / METRICS_FILE
         cut_after(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
+        self._refused = False
         self._tensorboard = _tensorboard(run_dir, step) if "tensorboard" in trackers else None
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write a row; a number that JSON has no form for is written as the text "nan" or "inf"."""
+        """Write a row; a number that JSON has no form for is written as the text "nan" or "inf".
+
+        A disk that refuses it is told once, and does not end the run: rows wait in memory, a few kilobytes of them.
+        """
+        with self._told():
+            self._append(row)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps({key: jsonable(value) for key, value in row.items()}, allow_nan=False) + "\n")
         self._file.flush()
         if self._tensorboard is not None:
@@ -36,11 +50,23 @@ class MetricsLog:
 
     def close(self) -> None:
         """Bring everything to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._told():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        with self._told():
+            self._file.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with self._told():
+                self._tensorboard.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._refused:
+                print(f"warning: {self._path}: {error.strerror or error}; rows may be lost", file=sys.stderr)
+            self._refused = True
 
 
 def jsonable(value: Any) -> Any:
@@ -53,30 +79,35 @@ def jsonable(value: Any) -> Any:
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the rows of a run; a torn last line is left out."""
     path = run_dir / METRICS_FILE
-    return [json.loads(line) for line in _whole_lines(path)] if path.is_file() else []
+    return [row for _, row in _whole_rows(path)] if path.is_file() else []
 
 
 def cut_after(path: Path, step: int) -> None:
     """Drop a torn last line and the rows of later steps from a metrics file, by writing it anew and renaming."""
     if not path.is_file():
         return
-    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
     aside = path.with_suffix(".tmp")
-    aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    aside.unlink(missing_ok=True)  # of a killed process, or a link that leads elsewhere
+    with aside.open("xb") as file:
+        file.writelines(line for line, row in _whole_rows(path) if row["step"] <= step)
     aside.replace(path)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Return the lines up to the first that is torn or no row, as a lost power supply can leave."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return list(itertools.takewhile(_is_row, text[: text.rfind("\n") + 1].splitlines()))
+def _whole_rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield lines and what they say, up to the first that is torn or no row, as a lost power supply can leave."""
+    with path.open("rb") as file:
+        while (line := file.readline(LONGEST_ROW)).endswith(b"\n") and (row := _row(line)) is not None:
+            yield line, row
 
 
-def _is_row(line: str) -> bool:
+def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        return "step" in json.loads(line)
-    except (ValueError, TypeError):
-        return False
+        row = strict_json.parse(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    return None if any(isinstance(value, (dict, list)) for value in row.values()) else row
 
 
 def _tensorboard(run_dir: Path, step: int) -> Any:

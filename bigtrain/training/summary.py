@@ -67,7 +67,7 @@ def evaluation_note(row: Row, *, masked: bool) -> str:
 
 
 def starts(steps: Sequence[Row]) -> list[Row]:
-    """Return the last row of each start of a run; `seconds` and `skipped` count anew in each.
+    """Return the last row of each start of a run; `seconds` counts anew in each.
 
     Within one start `seconds` grows by exactly the time that a row's tokens and rate stand for; less is a new start.
     """
@@ -81,8 +81,8 @@ def starts(steps: Sequence[Row]) -> list[Row]:
 
 
 def skipped_steps(steps: Sequence[Row]) -> int:
-    """Return how many steps of a run were skipped, over all its starts."""
-    return sum(row["skipped"] for row in starts(steps))
+    """Return how many steps of a run were skipped, in all its starts."""
+    return int(steps[-1]["skipped"])
 
 
 def _work(steps: Sequence[Row]) -> Iterator[Figure]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bigtrain.checkpoint import manifest
-from bigtrain.errors import CheckpointError
+from bigtrain.errors import CheckpointError, NewerFormat
 
 CONTENT = {"step": 7, "files": {"weights.safetensors": {"size": 3, "crc32": 1, "sha256": "ab"}}}
 
@@ -65,3 +65,49 @@ def test_step_folders_newest_first(tmp_path: Path) -> None:
     (tmp_path / "step-00000099").write_text("a file")
     assert [manifest.step_of(folder) for folder in manifest.step_folders(tmp_path)] == [123456789, 40, 5]
     assert manifest.folder_name(40) == "step-00000040"
+
+
+@pytest.mark.parametrize("version", [0, True, "1", None, -1])
+def test_a_format_that_never_was_is_damage(tmp_path: Path, version: object) -> None:
+    raw = manifest.encode(CONTENT | {"format_version": version})
+    with pytest.raises(CheckpointError, match="not a manifest of format 1") as caught:
+        manifest.read(write(tmp_path, raw))
+    assert not isinstance(caught.value, NewerFormat)
+
+
+@pytest.mark.parametrize("version", [3, 5, 9])
+def test_one_flipped_bit_makes_no_newer_format(tmp_path: Path, version: int) -> None:
+    raw = manifest.encode(CONTENT).replace(b'"format_version": 1', b'"format_version": %d' % version)
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        manifest.read(write(tmp_path, raw))
+    assert not isinstance(caught.value, NewerFormat)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"step": "7"},
+        {"step": True},
+        {"files": []},
+        {"files": {"a": {}}},
+        {"files": {"a": {"size": 1.5, "crc32": 1, "sha256": "a"}}},
+        {"files": {"a": {"size": 1, "crc32": 1, "sha256": "a", "more": 1}}},
+        {"files": {"a": [1, 2, 3]}},
+    ],
+)
+def test_what_is_no_manifest_though_its_digest_fits(tmp_path: Path, content: dict[str, object]) -> None:
+    with pytest.raises(CheckpointError, match="not a manifest"):
+        manifest.read(write(tmp_path, manifest.encode(CONTENT | content)))
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b"[]", b"1", b"\xff", b"9" * 5000])
+def test_hostile_bytes(tmp_path: Path, raw: bytes) -> None:
+    with pytest.raises(CheckpointError, match="damaged"):
+        manifest.read(write(tmp_path, raw))
+
+
+def test_a_step_must_be_that_of_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000008"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match="damaged: it is of step 7"):
+        manifest.read(write(folder, manifest.encode(CONTENT)))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import bigtrain
-from bigtrain.checkpoint.resume import as_chosen_before, check_resume, stored_recipe
+from bigtrain.checkpoint import manifest, tensors
+from bigtrain.checkpoint.resume import as_chosen_before, check_resume, earlier_recipe, stored_recipe
 from bigtrain.config.schema import Recipe
 from bigtrain.errors import InputError, RecipeError, ResumeError
 from bigtrain.planner.hardware import Hardware
@@ -147,3 +148,72 @@ def test_without_a_run_everything_stays_open(tmp_path: Path) -> None:
 def test_elsewhere_everything_is_chosen_anew(tmp_path: Path, hardware: Hardware, overrides: tuple[str, ...]) -> None:
     recipe = opened(*overrides)
     assert as_chosen_before(recipe, run_of(tmp_path), hardware) == recipe
+
+
+def checkpoint_of(run: Path, step: int, text: str | None = None) -> Path:
+    """Write a checkpoint that holds a plan alone."""
+    folder = run / manifest.folder_name(step)
+    folder.mkdir()
+    digest = tensors.write_bytes(folder / "plan.yaml", (text or planned().to_yaml()).encode())
+    (folder / manifest.MANIFEST).write_bytes(manifest.encode({"step": step, "files": {"plan.yaml": digest._asdict()}}))
+    return folder
+
+
+def break_plan(run: Path, how: str) -> None:
+    path = run / "plan.yaml"
+    text = path.read_text()
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how != "gone":
+        damaged = {"empty": "", "cut": text[: len(text) // 2], "zeros": "\0" * 4096, "not YAML": "model: ["}
+        path.write_text(damaged[how])
+
+
+BROKEN = ("gone", "folder", "empty", "cut", "zeros", "not YAML")
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_plan_that_is_damaged_is_read_in_the_newest_checkpoint_that_has_one(run: Path, how: str) -> None:
+    assert check_resume(run, planned().recipe) == run / "plan.yaml"
+    good = checkpoint_of(run, 5)
+    (checkpoint_of(run, 7) / "plan.yaml").write_text(planned("seed=9").to_yaml())
+    checkpoint_of(run, 8, planned("seed=9").to_yaml()).joinpath(manifest.MANIFEST).unlink()
+    break_plan(run, how)
+    assert check_resume(run, planned().recipe) == good / "plan.yaml"
+    earlier = earlier_recipe(run)
+    assert earlier is not None and earlier.recipe == planned().recipe
+    with pytest.raises(ResumeError, match=rf"^command line: seed: 5, but 1234 in {good / 'plan.yaml'}; use another"):
+        check_resume(run, planned("seed=5").recipe)
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_without_any_plan_it_says_what_to_do(run: Path, how: str) -> None:
+    (checkpoint_of(run, 7) / "plan.yaml").write_text(planned("seed=9").to_yaml())
+    break_plan(run, how)
+    put_back = r"plan.yaml.*; this run cannot go on, and none of the checkpoints has an undamaged one; put it back, or "
+    with pytest.raises(ResumeError, match=put_back) as caught:
+        check_resume(run, planned().recipe)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("how", ["folder", "empty", "zeros"])
+def test_a_run_without_checkpoints_and_plan_may_begin_anew(run: Path, how: str) -> None:
+    break_plan(run, how)
+    with pytest.raises(ResumeError, match="; this run cannot go on, delete it, or name another --run-dir"):
+        check_resume(run, planned().recipe)
+
+
+def test_a_plan_that_cannot_be_read_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(_path: Path, *_how: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ResumeError, match=r"plan.yaml: Permission denied; make it readable"):
+        stored_recipe(run)
+
+
+def test_an_older_plan_without_a_newer_key_is_whole(run: Path) -> None:
+    text = (run / "plan.yaml").read_text().replace("  label_smoothing: 0.0\n", "")
+    (run / "plan.yaml").write_text(text)
+    assert check_resume(run, planned().recipe) == run / "plan.yaml"

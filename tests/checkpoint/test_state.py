@@ -51,6 +51,17 @@ OPTIMIZERS = {
 }
 
 
+COUNTS: dict[str, Any] = {
+    "step": 1,
+    "tokens": 4,
+    "loader": {"row": 1, "corpus": "none"},
+    "loss_scale": {"scale": 1.0, "good_steps": 0},
+    "optimizer_class": "AdamW",
+    "optimizer": {},
+}
+"""What the first checkpoints said, of one step."""
+
+
 def state_of(
     optimizer: str = "adamw", *, width: int = 6, seed: int = 0, precision: str = "fp32", released: bool = False
 ) -> TrainState:
@@ -115,6 +126,38 @@ def test_tied_weights_are_stored_once_and_buffers_that_are_derived_not_at_all(tm
     assert (folder / STATE).is_file()
 
 
+def test_what_the_loop_remembers_is_restored(tmp_path: Path) -> None:
+    state = state_of()
+    state.notes["skips"] = {"total": 5, "in_a_row": 2}
+    folder = save(state, tmp_path)
+    again = state_of()
+    again.notes["other"] = 1
+    again.restore(folder)
+    assert again.notes == {"skips": {"total": 5, "in_a_row": 2}}
+    counts = json.loads((folder / STATE).read_text())
+    del counts["notes"]  # of a checkpoint from before there were any
+    files = {name: dict(tensors.read_tensors(folder / name)) for name in (WEIGHTS, OPTIMIZER)}
+    older = CheckpointStore(tmp_path / "older").save(0, files, {STATE: json.dumps(counts)})
+    again.restore(older)
+    assert again.notes == {}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "own"])
+def test_going_back_in_a_run_is_as_if_the_steps_had_not_been(tmp_path: Path, optimizer: str) -> None:
+    state, expected = state_of(optimizer, width=512), state_of(optimizer, width=512)
+    folders = [save(state, tmp_path)]
+    take(state, range(2))
+    folders.append(save(state, tmp_path))
+    for folder, steps in zip(folders, (0, 2), strict=True):
+        take(state, range(2, 5))
+        state.restore(folder)
+        assert (state.step, state.tokens) == (steps, 4 * steps)
+        take(state, range(steps, 4))
+        if not steps:
+            take(expected, range(4))
+        assert all(torch.equal(one, other) for one, other in zip(bits(state), bits(expected), strict=True))
+
+
 def test_before_the_first_step_there_are_no_states(tmp_path: Path) -> None:
     folder = save(state_of(), tmp_path)
     assert tensors.read_header(folder / OPTIMIZER) == {}
@@ -155,7 +198,7 @@ def test_a_state_of_an_unknown_parameter_is_refused(tmp_path: Path) -> None:
     folder = CheckpointStore(tmp_path).save(
         1,
         {WEIGHTS: dict(weights(state.engine.model)), OPTIMIZER: moments},
-        {STATE: json.dumps({"optimizer_class": "AdamW", "optimizer": counters})},
+        {STATE: json.dumps(COUNTS | {"optimizer": counters})},
     )
     assert counters == {}
     with pytest.raises(CheckpointError, match="a state of 'elsewhere', which is not in the model"):
@@ -268,10 +311,8 @@ def test_a_checkpoint_that_does_not_tell_its_format_has_the_optimizers(tmp_path:
     state = state_of("own", width=512)
     take(state, range(1))
     moments, _ = optimizer_state(state.engine)
-    counts = {"optimizer_class": "AdamW", "optimizer": {}, "loss_scale": {"scale": 1.0, "good_steps": 0}}
-    counts |= {"step": 1, "tokens": 4, "loader": {"position": 1}}
     files = {WEIGHTS: dict(weights(state.engine.model)), OPTIMIZER: moments}
-    folder = CheckpointStore(tmp_path).save(1, files, {STATE: json.dumps(counts)})
+    folder = CheckpointStore(tmp_path).save(1, files, {STATE: json.dumps(COUNTS)})
     resumed = state_of("own", width=512, seed=9)
     resumed.restore(folder)
     assert all(torch.equal(one, other) for one, other in zip(bits(resumed), bits(state), strict=True))

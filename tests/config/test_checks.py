@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -64,6 +65,23 @@ def test_a_fitting_recipe_has_no_faults():
             "write a share such as 6%",
         ),
         (
+            "optimizer.schedule=wsd optimizer.warmup_steps=81",
+            "command line: optimizer.warmup_steps: 81 steps of warm-up reach into wsd's decay, the last fifth of the run of 100; use at most 80",
+        ),
+        (
+            "optimizer.schedule=wsd optimizer.warmup_steps=81% train.epochs=2",
+            "command line: optimizer.warmup_steps: 81% of warm-up reach into wsd's decay, the last fifth of the run; use at most 80%",
+        ),
+        (
+            "model.num_hidden_layers=1001",
+            "command line: model.num_hidden_layers: 1001 is too large to plan; at most 1,000",
+        ),
+        (
+            "train.global_batch_size=8589934592",
+            "command line: train.global_batch_size: 8589934592 is too large to plan; at most 4,294,967,296",
+        ),
+        ("cluster.nodes=1:70000", "command line: cluster.nodes: 70000 is too large to plan; at most 65,536"),
+        (
             "train.micro_batch_size=5",
             "command line: train.global_batch_size: 32 is not divisible by micro_batch_size 5; nearest that are: 30, 35; "
             "or micro_batch_size 4, 8",
@@ -75,11 +93,11 @@ def test_a_fitting_recipe_has_no_faults():
         ),
         (
             "cluster.devices_per_node=3",
-            "command line: train.global_batch_size: 32 is not divisible by 3 ranks; nearest that are: 30, 33",
+            "command line: train.global_batch_size: 32 is not divisible by 3 ranks; nearest that are: 30, 33; or 1, 2, 4, 8, 16 or 32 ranks",
         ),
         (
             "cluster.devices_per_node=2 train.global_batch_size=7 train.micro_batch_size=1",
-            "command line: train.global_batch_size: 7 is not divisible by micro_batch_size 1 x 2 ranks; nearest that are: 6, 8",
+            "command line: train.global_batch_size: 7 is not divisible by micro_batch_size 1 x 2 ranks; nearest that are: 6, 8; or 1 or 7 ranks",
         ),
         (
             "cluster.devices_per_node=2 cluster.nodes=2:3",
@@ -103,8 +121,12 @@ def test_a_fitting_recipe_has_no_faults():
             "command line: data.source: no such file or folder: 'no/such/folder'; name a folder, a file, a hub id or 'embedded'",
         ),
         (
-            "data.source=[embedded,a.txt]",
+            "data.source=[b,a.txt]",
             "command line: data.source: no such file or folder: 'a.txt'; name a folder, a file, a hub id or 'embedded'",
+        ),
+        (
+            "data.source=[embedded,a.txt]",
+            "command line: data.source: 'embedded' stands alone, not in a list; write data.source: embedded",
         ),
         (
             "data.tokenizer=./tok",
@@ -126,6 +148,8 @@ def test_faults(overrides, line, tmp_path, monkeypatch):
         'cluster.rendezvous="[fd00::1]:29400"',
         "optimizer.warmup_steps=100",
         "optimizer.warmup_steps=100%",
+        "optimizer.warmup_steps=80% optimizer.schedule=wsd",
+        "optimizer.warmup_steps=80 optimizer.schedule=wsd",
         "train.epochs=0.5 optimizer.warmup_steps=1M",
         "data.source=owner/name",
         "data.source=name",
@@ -189,7 +213,10 @@ def test_the_nearest_batch_sizes_divide(total, micro, ranks):
     share = micro * math.lcm(*ranks)
     assert bool(faults) == (total % share != 0)
     for fault in faults:
-        sizes, _, micro_sizes = fault.text.partition("nearest that are: ")[2].partition("; or micro_batch_size ")
+        text, counts = re.fullmatch(r"(.*?)(?:; or ([0-9, or]+) ranks)?", fault.text).groups()
+        sizes, _, micro_sizes = text.partition("nearest that are: ")[2].partition("; or micro_batch_size ")
+        assert bool(counts) == (len(ranks) == 1 and total % micro == 0)
+        assert all(total % (micro * int(count)) == 0 for count in re.findall("[0-9]+", counts or ""))
         near = [int(size) for size in sizes.split(", ")]
         assert all(size % share == 0 and abs(size - total) < share for size in near)
         assert all(total % (int(size) * math.lcm(*ranks)) == 0 for size in micro_sizes.split(", ") if size)

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigtrain.config.checks import recipe_faults
 from bigtrain.config.keys import schema_keys, sections
 from bigtrain.config.load import LARGEST_FILE, load_recipe, read_recipe
+from bigtrain.config.unbuilt import unbuilt_faults
 from bigtrain.errors import RecipeError
 
 RECIPE = """\
@@ -63,7 +65,8 @@ def test_byte_order_mark_and_carriage_returns(written):
 def test_the_file_names_the_run_unless_it_says_so(written):
     assert load_recipe(written(RECIPE, "my-run.yaml")).name == "my-run"
     assert load_recipe(written(RECIPE + "name: other\n")).name == "other"
-    assert error_of(written(RECIPE, "my run.yaml")).startswith("my run.yaml: name: 'my run' is not a name")
+    assert load_recipe(written(RECIPE, "my run é 2.yaml")).name == "my-run-2"
+    assert load_recipe(written(RECIPE, "文書.yaml")).name == "recipe"
 
 
 def test_a_section_of_comments_alone_is_empty(written):
@@ -80,9 +83,9 @@ def test_a_section_of_comments_alone_is_empty(written):
         (b"just text", "r.yaml: a recipe is a mapping of sections such as 'model:'"),
         (b"a: 1\nb: \xff\n", "r.yaml: not UTF-8 at byte 8 (0xff); save the file as UTF-8"),
         (RECIPE.encode("utf-16"), "r.yaml: not UTF-8 at byte 0 (0xff); save the file as UTF-8"),
-        (b"a: [", "r.yaml:1: broken YAML: expected the node content, but found '<stream end>'"),
+        (b"a: [", "r.yaml:1: broken YAML: a bracket or quote that is not closed; close it"),
         (b"a: 1\n---\nb: 1", "r.yaml:2: a second document starts here; a recipe is one document"),
-        (b" " * (LARGEST_FILE + 1), "r.yaml: larger than 1 MiB; this is not a recipe"),
+        (b" " * (LARGEST_FILE + 1), "r.yaml: larger than 256 KiB; this is not a recipe"),
     ],
 )
 def test_files_that_are_no_recipe(written, content, line):
@@ -129,7 +132,7 @@ def test_a_shipped_recipe_by_name(written):
 
 def test_faults_come_in_stages(written):
     name = written(RECIPE + "amp: {precison: bf16}\n")
-    unbuilt, unfit = "train.on_spike=stop", "model.num_attention_heads=5"
+    unbuilt, unfit = "logging.sample_every=5", "model.num_attention_heads=5"
     assert error_of(name, unbuilt, unfit).splitlines() == [
         "r.yaml:7: amp.precison: unknown key; did you mean 'precision'?"
     ]
@@ -212,3 +215,88 @@ def test_any_override_is_taken_or_a_recipe_error(overrides):
         read_recipe(RECIPE.encode(), "r.yaml", overrides)
     except RecipeError as error:
         assert len(str(error).splitlines()) == len(error.faults)
+
+
+WELL_WRITTEN = (
+    RECIPE,
+    f"{RECIPE}data:\n  source: embedded\n  sequence_length: 128\ncluster: {{nodes: 1, timeout: 60s}}\n",
+)
+NASTY = (
+    *(
+        "",
+        " ",
+        "\t",
+        "\n",
+        "\n\n  ",
+        ": ",
+        "- ",
+        "? ",
+        "#",
+        "# ",
+        ",",
+        "[",
+        "]",
+        "{",
+        "}",
+        "'",
+        '"',
+        "|",
+        ">",
+        "%",
+        "@",
+        "`",
+    ),
+    *(
+        "&a ",
+        "*a",
+        "!!python/object:os.system ",
+        "!x ",
+        "<<: *a",
+        "---\n",
+        "...\n",
+        "%YAML 1.1\n",
+        "\ufeff",
+        "\x00",
+        "\u2028",
+    ),
+    *(
+        "~",
+        "null",
+        "no",
+        "on",
+        ".nan",
+        "-.inf",
+        "1e400",
+        "0x10",
+        "1_0",
+        "9" * 50,
+        "-1",
+        "1:30",
+        "24GiB",
+        "6%",
+        "é",
+        "文",
+        "\U0001f600",
+    ),
+    *("model: ", "steps: 5\n", "train: {}\n", "[embedded, embedded]", "a.b", "'x': ", "\\", "\r", "\r\n", "\x85"),
+)
+edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(NASTY)), min_size=1, max_size=4)
+
+
+@pytest.mark.slow
+@settings(max_examples=3100, deadline=None)
+@given(st.sampled_from(WELL_WRITTEN), edits)
+def test_any_change_of_a_recipe_is_a_recipe_or_a_recipe_error(text, changes):
+    """With the tests above 5,000 texts; what is read must also pass through the checks."""
+    for place, dropped, put in changes:
+        at = round(place * len(text))
+        text = text[:at] + put + text[at + dropped :]
+    try:
+        recipe = read_recipe(text.encode("utf-8", "surrogatepass"), "r.yaml")
+    except RecipeError as error:
+        assert error.faults
+        lines = str(error).splitlines()
+        assert len(lines) == len(error.faults)
+        assert all(line.startswith("r.yaml") and line.isprintable() for line in lines)
+        return
+    assert all(str(fault).isprintable() for fault in recipe_faults(recipe) or unbuilt_faults(recipe))

@@ -111,8 +111,8 @@ def test_the_reference_has_a_row_for_each_key():
     assert text.count("\n| `") == len(schema_keys())
     assert "| `learning_rate` | a number of 0 or more | required | The peak learning rate. |" in text
     assert "| `budget` | `auto`, or bytes with a unit, such as 16GiB or 80GB | `auto` |" in text
-    assert "(*not yet*: `stop`, `skip` and `rollback`)" in text
-    assert "| `asynchronous` | true or false (*not yet*: other than false) |" in text
+    assert "(*not yet*: `mlm_nsp`)" in text
+    assert "| `asynchronous` | true or false | `true` |" in text
 
 
 def test_write_reference_tells_what_was_stale(tmp_path):

@@ -6,49 +6,45 @@ import random
 
 import pytest
 
-from bigtrain.config.keys import schema_keys
-from bigtrain.config.suggest import ELSEWHERE, meant_key, suggestion
+from bigtrain.config.keys import schema_keys, sections
+from bigtrain.config.suggest import ELSEWHERE, suggestion
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
-
-def one_edit(word: str, rng: random.Random) -> str:
-    i = rng.randrange(len(word) - 1)
-    letter = rng.choice(LETTERS)
-    return rng.choice(
-        [
-            word[:i] + word[i + 1 :],
-            word[:i] + letter + word[i:],
-            word[:i] + letter + word[i + 1 :],
-            word[:i] + word[i + 1] + word[i] + word[i + 2 :],
-        ]
-    )
+LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_three_typos_of_every_key(full):
-    rng, wrong, tried = random.Random(7), [], 0
-    for key in schema_keys():
+def typos(word, rng):
+    """Return a word with a letter too many, one too few, and one wrong or swapped with the next."""
+    i, j, k = (rng.randrange(len(word)) for _ in range(3))
+    wrong = word[:k] + rng.choice(LETTERS) + word[k + 1 :]
+    if rng.random() < 0.5 and len(word) > 1:
+        k %= len(word) - 1
+        wrong = word[:k] + word[k + 1] + word[k] + word[k + 2 :]
+    return [word[:i] + rng.choice(LETTERS) + word[i:], word[:j] + word[j + 1 :], wrong]
+
+
+def test_three_typos_of_every_key_and_section_lead_back():
+    rng, tried, lost = random.Random(6), 0, []
+    for key in [*schema_keys(), *sections()]:
         section, dot, word = key.rpartition(".")
-        typos: set[str] = set()
-        while len(typos) < 3:
-            typos.add(f"{section}{dot}{one_edit(word, rng)}")
-            typos -= set(schema_keys())
-        tried += 3
-        want = key if full else word
-        wrong += [(typo, key) for typo in typos if f"'{want}'?" not in suggestion(typo, full=full)]
-    assert len(wrong) <= 0.05 * tried, wrong
+        in_file = [(f"{section}{dot}{typo}", word, False) for typo in typos(word, rng)]
+        typed = [(typo, key, True) for typo in typos(key, rng)]
+        for typo, wanted, full in [*in_file, *typed]:
+            if typo not in schema_keys() and typo not in sections():
+                tried += 1
+                lost += [] if f"did you mean {wanted!r}?" in suggestion(typo, full=full) else [(typo, key)]
+    assert tried > 450 and len(lost) <= 0.01 * tried, lost
 
 
-def test_typos_of_sections():
-    rng, wrong, tried = random.Random(3), [], 0
+def test_a_right_key_in_a_wrong_section_leads_home():
+    lost = []
     for key in schema_keys():
-        section, _, word = key.rpartition(".")
-        if section:
-            tried += 1
-            typo = one_edit(section, rng)
-            wrong += [(typo, key)] if typo != section and meant_key(f"{typo}.{word}") != key else []
-    assert len(wrong) <= 0.05 * tried, wrong
+        home, _, word = key.rpartition(".")
+        wrong = [section for section in sections() if f"{section}.{word}" not in schema_keys()]
+        for other in wrong:
+            told = suggestion(f"{other}.{word}")
+            if f"belongs to {home!r}" not in told and "belongs to '" not in told and "at the top" not in told:
+                lost.append((other, key, told))
+    assert len(lost) <= 2, lost
 
 
 def test_names_of_other_tools_lead_to_keys_that_exist():
@@ -72,8 +68,9 @@ def test_names_of_other_tools_lead_to_keys_that_exist():
         ("train.learning_rate", "; it belongs to 'optimizer'"),
         ("dropout", "; it belongs to 'train'"),
         ("every_steps", "; it belongs to 'checkpoint' or 'logging'"),
-        ("train.zzzzzz", ""),
-        ("zzzzzz.qqqqqq", ""),
+        ("train.seed", "; write 'seed' at the top, outside of the sections"),
+        ("memory.zzzzzz", "; memory has budget"),
+        ("amp.zzzzzz", "; amp has precision, master_weights and reduce"),
     ],
 )
 def test_suggestion_in_a_file(key, text):
@@ -102,4 +99,9 @@ def test_what_is_derived_is_explained():
 
 
 def test_endless_keys_are_quick():
-    assert suggestion("train." + "x" * 10**6) == ""
+    assert suggestion("memory." + "x" * 10**6) == "; memory has budget"
+
+
+@pytest.mark.parametrize("key", ["zzzzzz.qqqqqq", "zzzzzz", "", "."])
+def test_what_is_like_nothing_lists_what_there_is(key):
+    assert suggestion(key).startswith("; a recipe has name, seed, model, data, ")

@@ -29,10 +29,6 @@ def test_rows_name_keys_and_values_that_exist_and_admit_the_default(key):
     "override",
     [
         "train.objective=mlm_nsp",
-        "train.on_spike=stop",
-        "train.on_spike=skip",
-        "train.on_spike=rollback",
-        "checkpoint.asynchronous=true",
         "logging.sample_every=5",
         "logging.trackers=[tensorboard, wandb]",
     ],
@@ -87,6 +83,6 @@ def test_the_line_says_what_to_use():
 
 
 def test_all_at_once_but_after_other_faults():
-    assert len(refused("train.objective=mlm_nsp", "train.on_spike=stop")) == 2
+    assert len(refused("train.objective=mlm_nsp", "logging.sample_every=5")) == 2
     (line,) = refused("train.objective=mlm_nsp", "model.num_attention_heads=5")
     assert "num_attention_heads" in line

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigtrain.data import decoding
 from bigtrain.data.decoding import CHUNK_BYTES, Meter, byte_chunks, decoded, lines
 from bigtrain.errors import DataError
 
@@ -27,7 +28,7 @@ def test_decoding_is_that_of_the_whole(text: str, size: int) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.text(alphabet="a\n\r\u00e9", max_size=40), st.integers(1, 5))
 def test_lines_are_those_of_the_whole(text: str, size: int) -> None:
-    found = list(lines(text[start : start + size] for start in range(0, len(text), size)))
+    found = list(lines(Path("x"), (text[start : start + size] for start in range(0, len(text), size))))
     assert "".join(found).removesuffix("\n") == text.removesuffix("\n")
     assert all(line.count("\n") == 1 for line in found[:-1])
 
@@ -97,3 +98,11 @@ def test_truncated_zstandard(tmp_path: Path) -> None:
 def test_absent(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: No such file or directory; make it readable"):
         list(byte_chunks(tmp_path / "none", Meter()))
+
+
+def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "LARGEST_LINE", 100)
+    taken = []
+    with pytest.raises(DataError, match=r"x:2: data\.source: a line of more than 100 characters"):
+        list(lines(Path("x"), (taken.append(text) or text for text in ["a\nb", *["b" * 30] * 9])))
+    assert len(taken) < 7

@@ -69,7 +69,7 @@ def test_documents(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
 
 def test_missing_column(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
     load(monkeypatch, Made(["a"], "body"))
-    expected = f"{ORIGIN}: data.text_column: no column 'text' in user/set; there are: id, body"
+    expected = f"{ORIGIN}: data.text_column: no column 'text' in user/set; there are: id, body; write one of them"
     assert fault(DataSection(source="user/set")) == expected
 
 

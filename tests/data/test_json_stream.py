@@ -56,7 +56,7 @@ def test_only_the_present_value_is_held(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_broken_value_does_not_read_the_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "CHUNK_BYTES", 64)
-    monkeypatch.setattr(json_stream, "LARGEST_VALUE", 1000)
+    monkeypatch.setattr(json_stream, "LARGEST_LINE", 1000)
     taken = 0
 
     def texts():  # type: ignore[no-untyped-def]

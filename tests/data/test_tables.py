@@ -64,8 +64,14 @@ def test_what_datasets_saves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "fault"),
     [
-        (pa.table({"id": [1], "body": ["a"]}), "data.text_column: no column 'text'; there are: id, body"),
-        (pa.table({"text": [1, 2]}), "data.text_column: column 'text' holds int64, not text"),
+        (
+            pa.table({"id": [1], "body": ["a"]}),
+            "data.text_column: no column 'text'; there are: id, body; name another one as data.text_column",
+        ),
+        (
+            pa.table({"text": [1, 2]}),
+            "data.text_column: column 'text' holds int64, not text; name another one as data.text_column",
+        ),
         (
             pa.table({"text": ["a"] * 600 + [None]}),
             "data.text_column: column 'text' holds null in row 601; name another column, or leave the row out",

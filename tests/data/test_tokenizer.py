@@ -155,7 +155,10 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(DataError) as raised:
         load_tokenizer(str(path))
-    assert str(raised.value) == f"{path}: data.tokenizer: the file is no tokenizer.json of the tokenizers library"
+    assert (
+        str(raised.value)
+        == f"{path}: data.tokenizer: the file is no tokenizer.json of the tokenizers library; name one, or write 'train'"  # noqa: E501
+    )
 
 
 def test_hub_id_offline() -> None:
@@ -165,3 +168,24 @@ def test_hub_id_offline() -> None:
 
 def test_five_special_tokens_come_first(bert: Tokenizer) -> None:
     assert [bert.id_to_token(number) for number in range(5)] == list(BERT_SPECIAL_TOKENS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}},
+        {"model": {"type": "BPE", "vocab": {"a": 5}, "merges": [["a", "a"]]}},
+        {"model": {"type": "WordLevel", "vocab": {"a": 2**31}, "unk_token": "a"}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "////"}},
+    ],
+    ids=["backtracking", "a merge of nothing", "a huge id", "a damaged map"],
+)
+def test_what_makes_the_library_panic_is_no_tokenizer(
+    tmp_path: Path, changes: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model, **changes}))
+    with pytest.raises(DataError, match="no tokenizer.json"):
+        load_tokenizer(str(path))
+    assert capfd.readouterr().err == ""

@@ -59,7 +59,7 @@ def test_absent(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_folder_without_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"^{ORIGIN}: data.tokenizer: no tokenizer.json in {tmp_path}$"):
+    with pytest.raises(DataError, match=f"^{ORIGIN}: data.tokenizer: no tokenizer.json in {tmp_path}; name a folder"):
         vocabulary_size(str(tmp_path), ORIGIN)
 
 
@@ -87,7 +87,7 @@ def test_no_tokenizer(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError) as raised:
         read_tokenizer_json(path)
-    assert str(raised.value) == f"{path}: data.tokenizer: the file is no tokenizer.json of the tokenizers library"
+    assert str(raised.value) == f"{path}: data.tokenizer: the file is no tokenizer.json of the tokenizers library; name one, or write 'train'"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_added_tokens_of_another_shape(tmp_path: Path, added: Any) -> None:
     path.write_text(json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": added}))
     with pytest.raises(DataError) as raised:
         vocabulary_size(str(path))
-    assert str(raised.value) == f"{path}: data.tokenizer: the file is no tokenizer.json of the tokenizers library"
+    assert str(raised.value) == f"{path}: data.tokenizer: the file is no tokenizer.json of the tokenizers library; name one, or write 'train'"
 
 
 def test_needs_neither_tokenizers_nor_torch(tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch._dynamo
 
 import bigtrain
 from bigtrain.config.load import load_recipe
-from bigtrain.memory.predict import buffer_bytes, micro_batch, predict, torch_threads
+from bigtrain.ledger import Ledger
+from bigtrain.memory.predict import Step, buffer_bytes, micro_batch, predict, torch_threads
+from bigtrain.memory.record import Events
 from bigtrain.memory.report import MemoryReport
 from bigtrain.memory.state import model_state
 from bigtrain.planner.hardware import Hardware
@@ -19,11 +22,11 @@ from bigtrain.planner.plan import Plan
 CPU = Hardware("cpu", "a processor", 1, 2**40, slow_bf16=True)
 CUDA = Hardware("cuda", "a GPU", 1, 2**37, capability=(9, 0))
 RECIPES = Path(__file__).parents[2] / "recipes"
+KEYS = ("train.micro_batch_size=4", "train.global_batch_size=4", "train.compile=false")
 
 
 def plan_of(*overrides: str, hardware: Hardware = CPU) -> Plan:
-    device = f"train.device={hardware.kind}"
-    keys = ["train.micro_batch_size=4", "train.global_batch_size=4", "train.compile=false", device, *overrides]
+    keys = [*KEYS, f"train.device={hardware.kind}", *overrides]
     return bigtrain.plan(load_recipe(RECIPES / "quickstart_bert.yaml", keys), hardware)
 
 
@@ -131,6 +134,36 @@ def test_accumulated_gradients_need_no_buffer_to_be_widened() -> None:
     plan = plan_of(*LEAN)
     sizes = [buffer_bytes(plan.recipe, plan.model, accumulated=wide, device="cpu") for wide in (False, True)]
     assert sizes[0] > sizes[1] > 0
+
+
+def events_of(plan: Plan, world_size: int) -> list[int]:
+    """Return the allocations and releases of two steps in order."""
+    recording, hardware = Events(), plan.hardware
+    step = Step(
+        plan.recipe,
+        plan.model,
+        Ledger(recording),
+        device=hardware.kind,
+        slow_bf16=hardware.slow_bf16,
+        world_size=world_size,
+    )
+    step.run_twice(recording)
+    return recording.events
+
+
+@pytest.mark.parametrize(("hardware", "world_size"), [(CPU, 1), (CUDA, 1), (CUDA, 2)], ids=["cpu", "cuda", "ranks"])
+@pytest.mark.parametrize("policy", ["none", "selective", "full"])
+@pytest.mark.parametrize(("family", "objective"), [("bert", "mlm"), ("gpt", "clm"), ("llama", "clm")])
+def test_what_watches_the_calls_of_python_changes_nothing(
+    family: str, objective: str, policy: str, hardware: Hardware, world_size: int
+) -> None:
+    """Under torch.compile's hook arguments live until a call returns, else until the function lets go of them."""
+    kinds = (f"model.family={family}", f"train.objective={objective}", f"recompute.policy={policy}")
+    sharding = ("sharding.zero_stage=3", "train.micro_batch_size=2") if world_size > 1 else ()
+    recipe = load_recipe(RECIPES / "quickstart_bert.yaml", [*KEYS, f"train.device={hardware.kind}", *kinds, *sharding])
+    plan = bigtrain.plan(recipe, hardware, world_size=world_size)
+    hooked = torch._dynamo.run(events_of)  # type: ignore[no-untyped-call]
+    assert hooked(plan, world_size) == events_of(plan, world_size)
 
 
 @pytest.mark.parametrize(("written", "threads"), [("3", 3), ("4,2", 4), ("0", 1)])

@@ -20,6 +20,7 @@ from bigtrain.memory.state import (
     matrices,
     model_state,
     moved_bytes,
+    saved_bytes,
     state_parts,
     update_bytes,
 )
@@ -188,3 +189,14 @@ def test_masters_visit_where_the_device_has_narrow_weights() -> None:
         for recipe in (recipe_of("optimizer"), recipe_of("optimizer", amp=LOW))
     ]
     assert sizes == [2 * 8 * PIECE, 2 * 12 * PIECE]
+
+
+def test_a_checkpoint_is_weights_or_wider_masters_and_states() -> None:
+    plain = recipe_of()
+    model, count = model_of(plain), parameters(plain)
+    tensors = len(parameter_shapes(model))
+    assert saved_bytes(plain, model) == 12 * count + 4 * tensors
+    assert saved_bytes(recipe_of("optimizer", amp=LOW), model) == saved_bytes(plain, model)
+    lean = recipe_of(amp=LOW | {"master_weights": "split24"}, optimizer={"name": "adafactor"})
+    assert 3 * count < saved_bytes(lean, model) < 3.2 * count
+    assert saved_bytes(plain, model) / 4 <= saved_bytes(plain, model, 4) < saved_bytes(plain, model) / 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -145,3 +146,21 @@ def test_architectures_that_are_not_supported(config_json, text):
     with pytest.raises(InputError) as caught:
         config_from_json(config_json)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"auto_map": {"AutoModel": "modeling.Model"}}, "auto_map"),
+        ({"architectures": {"a": 1}}, "architectures"),
+        ({"hidden_size": 2**62}, "hidden_size"),
+        ({"hidden_size": True}, "hidden_size"),
+        ({"layer_norm_eps": [1]}, "layer_norm_eps"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+    ],
+)
+def test_what_is_absurd_or_brings_code_is_refused(changes: dict[str, Any], key: str) -> None:
+    sound = dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), 4)
+    sound |= dict.fromkeys(("intermediate_size", "max_position_embeddings"), 4)
+    with pytest.raises(InputError, match=f"^config.json: {key}: "):
+        config_from_json({"architectures": ["BertForMaskedLM"], **sound, **changes})

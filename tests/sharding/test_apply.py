@@ -139,7 +139,7 @@ def test_no_rank_holds_more_than_the_first(found: list[dict[str, dict[str, Any]]
     assert all(second[name]["peak"] <= first[name]["peak"] * (1 + TOLERANCE) for name in CASES)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # always for more steps, stages and worlds in tests/test_same_run_ranks.py
 @pytest.mark.parametrize("name", EXACT)
 def test_ranks_learn_what_one_process_learns(
     name: str, found: list[dict[str, dict[str, Any]]], alone: dict[str, dict[str, Any]]

@@ -23,7 +23,7 @@ from bigtrain.sharding import deepspeed
 
 RANKS = Path(__file__).parent / "ranks_deepspeed.py"
 WORLD_SIZE = 2
-STEPS = 30
+STEPS = 15
 PATIENCE_SECONDS = 560
 TOLERANCE = 1e-4
 BF16_TOLERANCE = 1e-3

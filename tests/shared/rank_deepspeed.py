@@ -58,7 +58,7 @@ class Run:
     def save(self, folder: Path) -> Path:
         from bigtrain.checkpoint.store import CheckpointStore
 
-        return self.state.save(CheckpointStore(folder, keep=1, world=self.engine.world), {})
+        return self.state.save(CheckpointStore(folder, keep=2, world=self.engine.world), {})
 
     def restore(self, folder: Path) -> None:
         self.state.restore(folder)

@@ -151,7 +151,7 @@ class Position:
         self.position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position}
+        return {"row": self.position, "corpus": "none"}
 
     def load_state_dict(self, state: dict[str, Any], *, other_data: bool = False) -> None:
-        self.position = state["position"]
+        self.position = state["row"]

@@ -1,8 +1,8 @@
 """A training process that trains nothing: what it does in each attempt of its rank stands in a file.
 
 In FOLDER/script.json: a list by rank of what each attempt does: an exit code; "wait" for a signal, and end as a
-training process does after one; "kill" itself; "save" a checkpoint, as far as its folder, and fail. After the last one
-it ends with 0. Every attempt writes down its place.
+training process does after one; "kill" itself; "save" a checkpoint, as far as its folder, and crash; "hang" after a
+beat or "idle" after two. After the last one it ends with 0. Every attempt writes down its place.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+from bigtrain import heartbeat
 
 CODES = {signal.SIGTERM: 75, signal.SIGINT: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 76}
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "BIGTRAIN_LISTENER")
@@ -39,7 +41,12 @@ def main() -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     if act == "save":
         (folder / f"step-{attempt + 1:08}").mkdir()
-        return 1
+        return 70
+    if act in ("hang", "idle"):
+        heartbeat.begin(os.environ)
+        for phase in ("data", "forward")[: 2 if act == "idle" else 1]:
+            heartbeat.enter(phase, 5)
+        time.sleep(60)
     return int(act)
 
 

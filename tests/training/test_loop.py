@@ -15,6 +15,7 @@ from bigtrain.checkpoint.state import OPTIMIZER, WEIGHTS, load_weights
 from bigtrain.checkpoint.tensors import read_header, read_tensors
 from bigtrain.engine import Engine
 from bigtrain.errors import CheckpointError, DataError, ResumeError
+from bigtrain.training import loop
 from bigtrain.training.build import build_plan_model
 from bigtrain.training.metrics import read_metrics
 
@@ -226,3 +227,56 @@ def test_other_data_need_the_tokenizer_that_the_weights_know(tiny_recipes: dict[
     plan = bigtrain.plan(bigtrain.load_recipe(tiny_recipes["gpt"], changes))
     with pytest.raises(CheckpointError, match=r"data.source: .* with another tokenizer; use data.tokenizer="):
         bigtrain.train(plan, tmp_path / "run", allowed=["data"])
+
+
+def test_fewer_steps_than_are_done_are_told(
+    tiny_recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=3")
+    capsys.readouterr()
+    train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=2")
+    assert "run: 3 steps are done already, and 2 are asked for; for more, raise train.steps" in capsys.readouterr().out
+
+
+def test_a_damaged_plan_is_written_anew(
+    tiny_recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(tiny_recipes["gpt"], run, "train.steps=3", *CONSTANT)
+    before = (run / "plan.yaml").read_text()
+    (run / "plan.yaml").write_text("")
+    with pytest.raises(ResumeError, match=r"seed: 3, but 1234 in .*step-00000003/plan.yaml"):
+        train(tiny_recipes["gpt"], run, "train.steps=4", "seed=3", *CONSTANT)
+    train(tiny_recipes["gpt"], run, "train.steps=4", *CONSTANT)
+    told = f"{run / 'plan.yaml'}: damaged or gone; written anew, after {run / 'step-00000003' / 'plan.yaml'}"
+    assert capsys.readouterr().err.count(told) == 1
+    assert (run / "plan.yaml").read_text() == before.replace("steps: 3", "steps: 4")
+
+
+def test_a_folder_that_another_launch_has_begun_meanwhile_is_refused(
+    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def meanwhile(*_args: Any, **_options: Any) -> None:
+        run.mkdir()
+        (run / "plan.yaml").write_text("another's")
+
+    monkeypatch.setattr(loop, "_start_from", meanwhile)
+    with pytest.raises(ResumeError, match="run: another launch has begun a run in it; launch again to go on with that"):
+        train(tiny_recipes["gpt"], run)
+    assert (run / "plan.yaml").read_text() == "another's"
+
+
+def test_other_versions_are_told_when_a_run_goes_on(
+    tiny_recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(tiny_recipes["gpt"], run, "train.steps=3")
+    found = json.loads((run / "env.json").read_text())
+    found["versions"]["torch"] = "1.0"
+    (run / "env.json").write_text(json.dumps(found))
+    train(tiny_recipes["gpt"], run, "train.steps=4")
+    assert f"going on with torch {torch.__version__} (was 1.0): losses may differ" in capsys.readouterr().out
+    train(tiny_recipes["gpt"], run, "train.steps=5")
+    assert "losses may differ" not in capsys.readouterr().out

@@ -62,6 +62,18 @@ def test_skipped_steps_are_counted_in_a_row_and_over_the_run() -> None:
     assert (skips.total, skips.in_a_row) == (2, 0)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_skipped_steps_go_on_being_counted(late: bool) -> None:
+    skips = Skips(late=late)
+    for skipped in (True, False, True, True):
+        skips.add(result(skipped))
+    assert skips.state_dict() == skips.state_dict() == {"total": 3, "in_a_row": 2}
+    again = Skips(late=late, **skips.state_dict())
+    for counter in (skips, again):
+        counter.add(result(skipped=True))
+    assert again.state_dict() == skips.state_dict() == {"total": 4, "in_a_row": 3}
+
+
 def test_on_a_gpu_a_step_is_asked_about_when_the_next_one_has_been_taken() -> None:
     skips = Skips(late=True)
     assert [skips.add(result(skipped)) for skipped in (True, True, False, False)] == [False, True, True, False]

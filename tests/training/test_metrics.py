@@ -77,3 +77,12 @@ def test_a_line_that_is_no_row_ends_what_is_read(tmp_path: Path, line: bytes) ->
     assert read_metrics(tmp_path) == [{"step": 1}]
     cut_after(tmp_path / METRICS_FILE, 9)
     assert (tmp_path / METRICS_FILE).read_bytes() == b'{"step": 1}\n'
+
+
+@pytest.mark.parametrize("line", ['"step"', '{"step": "2"}', '{"step": 2, "a": [1]}', "[" * 100_000, '{"step": 1e999}'])
+def test_what_is_no_row_ends_the_file(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+    cut_after(path, 9)
+    assert path.read_text() == '{"step": 1}\n'

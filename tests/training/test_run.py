@@ -13,6 +13,7 @@ from trained import RELEASED, losses, train
 from bigtrain.engine import Engine
 from bigtrain.errors import BigtrainError, Interrupted, NonFiniteGradient
 from bigtrain.training.metrics import read_metrics
+from bigtrain.training.run import Run
 
 
 def test_a_row_holds_what_the_interface_names(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
@@ -128,3 +129,71 @@ def test_what_is_said_while_training(
     assert "step 12/12  loss " in out
     assert "evaluation at step 12: loss " in out
     assert "than token frequencies alone (" in out
+
+
+def evaluations(rows: list[dict[str, Any]]) -> dict[int, float]:
+    return {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+
+
+@pytest.mark.parametrize("step", [5, 12])
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
+    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    every = "train.eval_every=5"  # as often as a checkpoint, and after the last step
+    plain = Run._evaluate
+
+    def failing(run: Run) -> None:
+        if run._state.step == step:
+            raise RuntimeError("no evaluation today")
+        plain(run)
+
+    monkeypatch.setattr(Run, "_evaluate", failing)
+    with pytest.raises(RuntimeError, match="no evaluation today"):
+        train(tiny_recipes["gpt"], tmp_path / "run", every)
+    monkeypatch.undo()
+    assert (tmp_path / "run" / f"step-{step:08d}" / "manifest.json").is_file()
+    assert step not in evaluations(read_metrics(tmp_path / "run"))
+    rows, whole = (train(tiny_recipes["gpt"], tmp_path / name, every) for name in ("run", "whole"))
+    assert evaluations(rows) == evaluations(whole)
+    assert set(evaluations(rows)) == {5, 10, 12}
+    assert losses(rows) == losses(whole)
+    assert train(tiny_recipes["gpt"], tmp_path / "run", every) == rows
+
+
+def test_a_signal_saves_before_an_evaluation_which_comes_later(
+    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Engine.step
+
+    def signalled(engine: Engine, max_norm: float | None = 1.0) -> Any:
+        if engine.steps_taken == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(engine, max_norm)
+
+    monkeypatch.setattr(Engine, "step", signalled)
+    with pytest.raises(Interrupted, match="SIGTERM: saved step 6"):
+        train(tiny_recipes["gpt"], tmp_path / "run")
+    monkeypatch.undo()
+    assert not evaluations(read_metrics(tmp_path / "run"))
+    rows, whole = (train(tiny_recipes["gpt"], tmp_path / name) for name in ("run", "whole"))
+    assert evaluations(rows) == evaluations(whole)
+    assert set(evaluations(rows)) == {6, 12}
+
+
+def test_steps_that_are_skipped_in_a_row_are_counted_across_a_stop(
+    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Engine.backward
+
+    def broken(engine: Engine, loss: torch.Tensor) -> None:
+        if engine.steps_taken == 7:
+            signal.raise_signal(signal.SIGTERM)
+        plain(engine, loss * (float("nan") if engine.steps_taken >= 6 else 1.0))
+
+    monkeypatch.setattr(Engine, "backward", broken)
+    with pytest.raises(Interrupted, match="SIGTERM: saved step 8"):
+        train(tiny_recipes["gpt"], tmp_path / "run", "train.max_skipped=2")
+    with pytest.raises(BigtrainError, match=r"3 steps in a row"):
+        train(tiny_recipes["gpt"], tmp_path / "run", "train.max_skipped=2")
+    rows = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
+    assert [(row["step"], row["skipped"]) for row in rows[-4:]] == [(6, 0), (7, 1), (8, 2), (9, 3)]

@@ -172,7 +172,7 @@ def test_a_pause_within_a_start_is_not_a_new_one() -> None:
 @pytest.mark.parametrize(("first", "second"), [(30, 10), (10, 30), (2, 38), (20, 20)])
 def test_resumed_runs_add_up(tiny: Plan, first: int, second: int) -> None:
     before = start(after=0, steps=first, skipped=2)
-    after = start(after=first, steps=second, tokens=100 * first, rate=400, skipped=1)
+    after = start(after=first, steps=second, tokens=100 * first, rate=400, skipped=3)
     assert starts([*before, *after]) == [before[-1], after[-1]]
     assert skipped_steps([*before, *after]) == 3
     time = by_name([*before, *after], tiny)["Time"]

@@ -20,8 +20,8 @@ POINTS = (
 )  # fmt: skip
 """start: the ranks have met. data: before a step's rows are taken. forward, backward: before those of each micro-batch.
 update: before the optimizer. save: before anything of a checkpoint is written. publish: before its rename. evaluate:
-before an evaluation. loss, gradient, weights: values that `change` is for, of each micro-batch, of each step before the
-optimizer, and after it.
+before an evaluation. loss, gradient, weights: values that `change` is for, as in `bigtrain.training.injected`: the loss
+of each micro-batch, all gradients that flow from it, and after the update that makes step N a bit of the parameters.
 """
 
 ACTIONS = ("kill", "stop", "hang", "slow", "raise", "change")

@@ -195,12 +195,8 @@ class Ledger:
             buffers[node] = self.hold(storage.size, "temporaries")
 
 
-def _references_of_a_buffer() -> int:
-    buffers = {0: object()}
-    return sys.getrefcount(buffers[0])
-
-
-REFERENCES_OF_A_BUFFER = _references_of_a_buffer()
+_SAMPLE = {0: object()}
+REFERENCES_OF_A_BUFFER = sys.getrefcount(_SAMPLE[0])
 """What Python counts for an object that only a dictionary refers to, asked in this way: versions differ."""
 
 

@@ -177,7 +177,8 @@ class Workers:
         self.end(SAVING_SECONDS if all(codes[index] in SAVED for index in failed) else GRACE_SECONDS)
         # One that was killed comes first, then one that says what is wrong: the others only lost it.
         culprit = min(failed, key=lambda index: (codes[index] == CRASHED, codes[index] or 0))
-        self._show(culprit)
+        if codes[culprit] not in SAVED:  # all of them have saved, and the first says so
+            self._show(culprit)
         return culprit, codes[culprit] or 0
 
     def end(self, grace_seconds: float) -> None:

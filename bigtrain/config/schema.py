@@ -220,7 +220,7 @@ class CheckpointSection(Section):
     keep: Kept = 3
     """Newest checkpoints that are kept."""
     asynchronous: bool = True
-    """On CUDA copy the state to host memory and write while training goes on; a CPU's state is written without a copy."""
+    """On CUDA copy the state to the host and write while training goes on; a CPU's state is written without a copy."""
 
 
 class LoggingSection(Section):

@@ -152,6 +152,10 @@ class Replicas:
         self._checked_at = step
         self._kept = own[groups[0].key] if self._most == 2 and not self._released else None
 
+    def forget(self) -> None:
+        """After a return to an earlier state: nothing of it has been compared."""
+        self._checked_at = self._kept = None
+
     def before_update(self) -> None:
         """Where two replicas cannot outvote each other: see whether this rank's numbers are still what they were."""
         if self._kept is not None:

@@ -182,6 +182,7 @@ class Run:
             self._log = self._open_log()
             self._new_tokens = 0
             self._meter.go_on_from(state.tokens)
+            self._replicas.forget()
         self._progress.say(str(found))
         self._write(found.row(state.tokens))
         return found.back_to is not None

@@ -94,7 +94,10 @@ def test_home_of_an_unknown_user_is_an_absent_path() -> None:
     [
         ("no/such/folder", f"{ORIGIN}: data.source: no such file or folder: no/such/folder"),
         ("absent.txt", f"{ORIGIN}: data.source: no such file or folder: absent.txt"),
-        ("empty", f"{ORIGIN}: data.source: no file of a known type in empty; name another folder; known are .txt .jsonl"),
+        (
+            "empty",
+            f"{ORIGIN}: data.source: no file of a known type in empty; name another folder; known are .txt .jsonl",
+        ),
         ("notes.md", f"{ORIGIN}: data.source: unknown file type: notes.md; known are .txt .jsonl"),
         ("nothing.txt", "nothing.txt: data.source: the file is empty"),
         (["embedded"], f"{ORIGIN}: data.source: no such file or folder: embedded"),

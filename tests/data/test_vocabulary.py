@@ -87,7 +87,8 @@ def test_no_tokenizer(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError) as raised:
         read_tokenizer_json(path)
-    assert str(raised.value) == f"{path}: data.tokenizer: the file is no tokenizer.json of the tokenizers library; name one, or write 'train'"
+    what = "the file is no tokenizer.json of the tokenizers library; name one, or write 'train'"
+    assert str(raised.value) == f"{path}: data.tokenizer: {what}"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,8 @@ def test_added_tokens_of_another_shape(tmp_path: Path, added: Any) -> None:
     path.write_text(json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": added}))
     with pytest.raises(DataError) as raised:
         vocabulary_size(str(path))
-    assert str(raised.value) == f"{path}: data.tokenizer: the file is no tokenizer.json of the tokenizers library; name one, or write 'train'"
+    what = "the file is no tokenizer.json of the tokenizers library; name one, or write 'train'"
+    assert str(raised.value) == f"{path}: data.tokenizer: {what}"
 
 
 def test_needs_neither_tokenizers_nor_torch(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_a_spike_replays_bit_by_bit(
 def test_a_spike_on_two_ranks(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
     """All decide alike, whichever of them has the rows that spike."""
     cases = []
-    for stage, policy in product(("0", "3"), ("stop", "skip", "rollback")):
+    for stage, policy in (("0", "rollback"), ("3", "stop"), ("3", "skip"), ("3", "rollback")):
         folder = tmp_path / f"{policy}-{stage}"
         common = ["cluster.devices_per_node=2", "train.micro_batch_size=2", "train.eval_every=null", "train.steps=11"]
         overrides = [*common, f"sharding.zero_stage={stage}", f"train.on_spike={policy}"]
@@ -238,21 +238,22 @@ def test_a_flipped_bit_is_found_and_the_rank_named(tmp_path: Path) -> None:
         recipe = Recipe.model_validate({**common, "sharding": sharding, "cluster": {"devices_per_node": 4}})
         cases.append([recipe.model_dump(mode="json"), flips, INTERVAL])
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    ranks = told_by_all([SHARED / "rank_replicas.py", tmp_path / "cases.json"], 4)
     with counted("N3", "ci") as counts:
+        ranks = told_by_all([SHARED / "rank_replicas.py", tmp_path / "cases.json"], 4)
         for rank in ranks:
             assert rank[0]["flips"] == ranks[0][0]["flips"], "ranks say different things"
         four, two, none = ranks[0]
-        for flip in four["flips"]:
-            error, parameter = flip["error"] or "", flip["name"].partition(".exp_avg")[0]
+        for flip in (flip for flip in four["flips"] if not flip["undone"]):
+            error = flip["error"] or ""
             named = f": rank {flip['rank']} on " in error and " against ranks " in error
-            counts.add(named and f": {parameter}" in error, f"four: {flip}")
-        for flip in two["flips"]:
+            counts.add(named and f": {flip['parameter']}" in error, f"four: {flip}")
+        for flip in (flip for flip in two["flips"] if not flip["undone"]):
             pair = {flip["rank"], flip["rank"] ^ 2}
             itself = (flip["error"] or "").startswith(f"rank {flip['rank']} on ")
             both = all(f"rank {rank} on " in (flip["error"] or "") for rank in pair)
             counts.add(itself if flip["when"] == 0 else both, f"two: {flip}")
         assert "none to compare" in none["said"][0]
+        counts.longest("bits undone by rounding, not counted", sum(flip["undone"] for flip in four["flips"]))
         clean = [case["clean"] for case in ranks[0]]
         counts.add(not any(case["alarms"] for case in clean), f"false alarms: {clean}")
         counts.longest("clean checks", sum(case["checks"] for case in clean))

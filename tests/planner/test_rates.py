@@ -82,14 +82,14 @@ def test_the_best_of_several_versions_of_torch_counts(tmp_path: Path) -> None:
     assert kept(tmp_path / "rates.json", HERE, "fp32", 2)["product_flops_per_second"] == 9e10
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "\x00", '{"a": NaN}', '{"a": 1e999}'])
 def test_a_damaged_file_holds_no_rates(tmp_path: Path, text: str) -> None:
     (tmp_path / "rates.json").write_text(text)
     assert read_kept(tmp_path / "rates.json") == {}
     assert rates_of(HERE, "fp32", 2, tmp_path).source.startswith("default")
 
 
-@given(st.sampled_from(MEASURES), st.sampled_from([None, "fast", 0.0, -1.0, float("nan"), float("inf"), [], True, 3]))
+@given(st.sampled_from(MEASURES), st.sampled_from([None, "fast", 0.0, -1.0, 1e300, [], True, 3]))
 def test_a_damaged_entry_is_left_out(measure: str, value: Any) -> None:
     import tempfile
 

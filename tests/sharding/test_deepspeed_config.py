@@ -38,6 +38,7 @@ CONTRADICTIONS: dict[str, list[object]] = {
     "amp.precision": ["fp8"],
     "amp.master_weights": ["split24", "none"],
     "recompute.policy": ["offload", ["none", "offload"]],
+    "train.on_spike": ["skip"],
     "train.compile": [True],
 }
 
@@ -67,7 +68,7 @@ def test_a_recipe_that_fits_has_no_fault() -> None:
 
 def test_auto_is_no_fault() -> None:
     open_keys = {key.replace(".", "__"): "auto" for key in SUPPORTED}
-    closed = ("sharding__tensor_parallel", "optimizer__name", "amp__precision")
+    closed = ("sharding__tensor_parallel", "optimizer__name", "amp__precision", "train__on_spike")
     assert not faults(sharding__offload="auto", **{key: v for key, v in open_keys.items() if key not in closed})
 
 

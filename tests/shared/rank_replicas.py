@@ -7,6 +7,7 @@ checks gave an alarm.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sys
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rank_run import ROWS, rows
 
 CLEAN_CHECKS = 40
@@ -34,6 +36,8 @@ class Trained:
         self.engine = build_engine(self.plan)
         self.replicas = Replicas(self.plan, self.engine, lambda: "no checkpoint")
         self.step_seconds: list[float] = []
+        self.parts = self.engine.world.gather(str(self.engine.shard_rank))
+        """Which part of the parameters each rank has."""
 
     def step(self) -> None:
         """Take a step as `Run` does."""
@@ -63,16 +67,18 @@ class Trained:
 
 
 def flips(trained: Trained, count: int, every: int) -> Iterator[dict[str, Any]]:
-    """Flip bits one after another, on some rank after some of the `every` steps to the next check; yield what is said.
+    """Flip bits one after another, on some rank before some of the `every` steps to the next check; yield what is said.
 
-    The state is put back each time.
+    The state is put back each time. A bit that rounding has undone by then, on all ranks to the last bit, is told as
+    `undone` and does not count.
     """
     from bigtrain.errors import BigtrainError
     from bigtrain.training.injected import flip_bit
     from bigtrain.training.replicas import groups_of
 
     draw, world = random.Random(5), trained.engine.world
-    for _ in range(count):
+    counted = 0
+    while counted < count:
         rank, when, which, where = draw.randrange(world.size), draw.randrange(every), draw.random(), draw.random()
         error = None
         with trained.put_back():
@@ -88,7 +94,21 @@ def flips(trained: Trained, count: int, every: int) -> Iterator[dict[str, Any]]:
                 trained.replicas.check()
             except BigtrainError as found:
                 error = str(found)
-        yield {"rank": rank, "name": name, "when": when, "error": error}
+            undone = error is None and len(set(world.gather(digest(trained)))) == len(set(trained.parts))
+        counted += not undone
+        parameter = next(known for known in trained.engine.parameters if f"{name}.".startswith(f"{known}."))
+        yield {"rank": rank, "parameter": parameter, "when": when, "error": error, "undone": undone}
+
+
+def digest(trained: Trained) -> str:
+    """Return the SHA-256 of all that this rank holds, by nothing of what is tested."""
+    from bigtrain.training.replicas import groups_of
+
+    found = hashlib.sha256()
+    for group in groups_of(trained.engine):
+        for tensor in group.tensors.values():
+            found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def clean(trained: Trained) -> dict[str, Any]:
@@ -112,8 +132,6 @@ def clean(trained: Trained) -> dict[str, Any]:
 
 def main(cases: str) -> None:
     """Go through a file of cases."""
-    import torch
-
     from bigtrain.config.schema import Recipe
     from bigtrain.world import joined
 

@@ -37,7 +37,7 @@ class Counts:
         self.figures[name] = max(self.figures.get(name, value), value)
 
     def within(self, name: str, value: float, most: float) -> bool:
-        """Keep a time, and tell whether it is within its bound; it may be longer on a machine that only runs the tests."""
+        """Keep a time, and tell whether it is within its bound; longer where nobody counts is no failure."""
         self.longest(name, round(value, 2))
         return value <= most or VARIABLE not in os.environ
 

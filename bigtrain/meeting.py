@@ -6,6 +6,7 @@ Torch's own agent is not used: it knows only that processes succeeded or failed,
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -96,13 +97,14 @@ class Meeting:
         timeout = timedelta(seconds=timeout_seconds)
         try:
             self._store = _store_at(address, port, listener, timeout)
+            own = _drawn_id(self._store, run)
         except Lost:
             text = f"cluster.rendezvous: {place}: what listens there does not answer as a launcher does"
             raise InputError(f"{text} within {timeout_seconds:g} s (cluster.timeout); name another port") from None
         self._rendezvous = DynamicRendezvousHandler.from_backend(
-            run,
+            own,
             self._store,
-            C10dRendezvousBackend(self._store, run),
+            C10dRendezvousBackend(self._store, own),
             nodes[0],
             nodes[-1],
             own_address,
@@ -201,6 +203,12 @@ class Meeting:
             code = int(self._store.get(CODE))
             self._store.add(ENDED, 1)
         return code
+
+
+def _drawn_id(store: Any, run: str) -> str:
+    """Return what the nodes of this launch meet under: drawn by the first of them, so that no earlier one's fits."""
+    with _lost():
+        return str(store.compare_set(f"bigtrain/run/{run}", "", secrets.token_hex(16)).decode())
 
 
 def _store_at(address: str, port: int, listener: int | None, timeout: timedelta) -> Any:

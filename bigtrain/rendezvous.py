@@ -24,8 +24,6 @@ CONNECT_SECONDS = 5.0
 FAR_AWAY = ("192.0.2.1", 9)
 """An address of documentation (RFC 5737): which interface would lead there tells the node's own address."""
 
-ANY = "0.0.0.0"
-
 
 @dataclass(frozen=True)
 class Rendezvous:
@@ -82,16 +80,16 @@ def rendezvous(text: str, run: str, *, timeout_seconds: float) -> Iterator[Rende
 
 def _reached(host: str, port: int, run: str, held: ExitStack) -> Rendezvous:
     """Return the place, listening or connected to. Raises OSError where that may work later."""
+    there = host
     for address in _addresses(host):
         if _is_here(address):
-            listener = _listening(address, port, run, host)
+            there = _outer(address, host)
+            listener = _listening(there, port, run, host)
             if listener is not None:
                 held.enter_context(listener)
                 held.enter_context(_marked(run, port))
-                own = listener.getsockname()[0]
-                own = _address_towards(FAR_AWAY) if own == ANY else own
-                return Rendezvous(own, port, own, listener, interface_of(own))
-    with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
+                return Rendezvous(there, port, there, listener, interface_of(there))
+    with socket.create_connection((there, port), timeout=CONNECT_SECONDS) as connection:
         own, address = connection.getsockname()[0], connection.getpeername()[0]
     return Rendezvous(address, port, own, None, interface_of(own))
 
@@ -113,14 +111,25 @@ def _is_here(address: str) -> bool:
     return True
 
 
+def _outer(address: str, host: str) -> str:
+    """Return the address on which others reach this machine, where its name has one on which they do not.
+
+    Debian gives a machine's own name an address of loopback. Without a network there is no other.
+    """
+    if host in (address, "localhost") or not ipaddress.ip_address(address).is_loopback:
+        return address
+    try:
+        return _address_towards(FAR_AWAY)
+    except OSError:
+        return address
+
+
 def _listening(address: str, port: int, run: str, host: str) -> socket.socket | None:
     """Return a socket that listens; None where another launcher of this run on this machine does so already."""
-    # Debian gives a machine's own name an address of loopback, on which no other machine reaches it.
-    hidden = ipaddress.ip_address(address).is_loopback and host != address and host != "localhost"
     listener = socket.socket(_family(address), socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((ANY if hidden else address, port))
+        listener.bind((address, port))
         listener.listen(socket.SOMAXCONN)
     except OSError as error:
         listener.close()

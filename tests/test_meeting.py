@@ -61,6 +61,13 @@ def until(what: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def test_nodes_meet_under_an_id_that_is_drawn_for_this_launch(meet: Meet) -> None:
+    ids = [one._rendezvous.get_run_id() for one in meet(2, 2)]
+    other = meet(1, 1)[-1]
+    assert ids[0] == ids[1] != other._rendezvous.get_run_id()
+    assert len(ids[0]) == 32
+
+
 def test_a_node_that_is_gone_is_noticed_in_half_of_what_a_run_may_take_to_go_on() -> None:
     assert BEATS * module.MISSED_BEATS + LAST_CALL <= 15
 

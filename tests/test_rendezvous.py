@@ -135,15 +135,27 @@ def test_an_error_while_it_is_held_is_not_taken_for_one_of_connecting(port: int)
         raise OSError("mine")
 
 
-def test_a_machine_whose_name_means_loopback_to_itself_listens_for_others(
+def test_a_machine_whose_name_means_loopback_to_itself_listens_where_others_reach_it(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_addresses", lambda host: ["127.0.1.1"])
     monkeypatch.setattr(module, "_address_towards", lambda place: "127.0.0.1")
     with rendezvous(f"thismachine:{port}", "r", timeout_seconds=1) as place:
         assert place.listener is not None
-        assert place.listener.getsockname()[0] == "0.0.0.0"
-        assert place.address == "127.0.0.1"
+        assert place.listener.getsockname()[0] == place.address == "127.0.0.1"
+        with rendezvous(f"thismachine:{port}", "r", timeout_seconds=1) as second:  # another launcher of the run here
+            assert second.listener is None
+            assert second.address == "127.0.0.1"
+
+
+def test_without_a_network_a_machine_listens_to_itself(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(place: object) -> str:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(module, "_addresses", lambda host: ["127.0.1.1"])
+    monkeypatch.setattr(module, "_address_towards", unreachable)
+    with rendezvous(f"thismachine:{port}", "r", timeout_seconds=1) as place:
+        assert place.address == "127.0.1.1"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")

@@ -37,7 +37,7 @@ def activity(process: int) -> Activity | None:
     ticks = sum(map(int, (*own[OWN_TICKS], *own[TICKS_OF_ENDED])))
     for descendant in _descendants(process):
         fields = _fields(PROC / str(descendant) / "stat")
-        ticks += sum(map(int, fields[OWN_TICKS])) if fields is not None else 0
+        ticks += sum(map(int, (*fields[OWN_TICKS], *fields[TICKS_OF_ENDED]))) if fields is not None else 0
     at_disk = any(fields[STATE] == "D" for fields in _threads(process))
     return Activity(ticks / os.sysconf("SC_CLK_TCK"), at_disk, own[STATE] in "Tt")
 

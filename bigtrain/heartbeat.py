@@ -11,6 +11,7 @@ import os
 import signal
 import struct
 import tempfile
+import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -88,6 +89,9 @@ class _Heart:
         _RECORD.pack_into(self._memory, self._offset, self._count, self._step, self._phase)
 
 
+_whose: list[int | None] = [threading.main_thread().ident]
+"""The threads that beat, as `left_to` was nested; the last one does."""
+
 _hearts: list[_Heart] = []
 """One where who started this process watches it, else none."""
 
@@ -109,14 +113,34 @@ def enter(phase: str, step: int) -> None:
     reached(phase, step)
 
 
+def beat() -> None:
+    """Show that this process goes on, within a phase that may take long."""
+    for heart in _hearts:
+        heart.beat()
+
+
 @contextmanager
 def exchange() -> Iterator[None]:
-    """Beat before and after something that all ranks do together: the one that is behind is the one that hangs."""
-    for heart in _hearts:
+    """Beat before and after something that all ranks do together: the one that is behind is the one that hangs.
+
+    Another thread's exchanges are no sign of life of the main one, unless it waits for that thread.
+    """
+    beating = _hearts if threading.get_ident() == _whose[-1] else []
+    for heart in beating:
         heart.beat()
     yield
-    for heart in _hearts:
+    for heart in beating:
         heart.beat()
+
+
+@contextmanager
+def left_to(thread: int | None) -> Iterator[None]:
+    """Have only the exchanges of a thread, by its number, count as signs of life; None: none of them do."""
+    _whose.append(thread)
+    try:
+        yield
+    finally:
+        _whose.pop()
 
 
 def collective_seconds(timeout_seconds: float) -> float:

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -24,9 +24,7 @@ from bigtrain.stops import FORWARDED
 from bigtrain.watchdog import Watched
 from bigtrain.world import LISTENER, NONE
 
-LOOPBACK = "127.0.0.1"
-
-LOOPBACK_NAME = "lo0" if sys.platform == "darwin" else "lo"
+LOOPBACK, LOOPBACK_NAME = "127.0.0.1", "lo0" if sys.platform == "darwin" else "lo"
 
 POLL_SECONDS = 0.02
 
@@ -100,6 +98,7 @@ class Workers:
         self._passed = tuple(passed)
         self._timeout_seconds = timeout_seconds if is_known() else None
         self._watched: Watched | None = None
+        self._saved_at: float | None = None
         self._processes: list[subprocess.Popen[str]] = []
         self._outputs: list[IO[str] | None] = []
 
@@ -155,9 +154,14 @@ class Workers:
 
     @property
     def over(self) -> bool:
-        """Tell whether one has failed, or all have ended."""
+        """Tell whether one has failed, or all have ended; where one has stopped after a checkpoint, others may yet."""
         codes = [process.poll() for process in self._processes]
-        return any(codes) or None not in codes
+        failed = [code for code in codes if code]
+        if None not in codes or any(code not in SAVED for code in failed):
+            return True
+        if failed and self._saved_at is None:
+            self._saved_at = time.monotonic()
+        return self._saved_at is not None and time.monotonic() - self._saved_at > SAVING_SECONDS
 
     def send(self, number: int) -> None:
         """Send a signal to those that run."""
@@ -170,11 +174,12 @@ class Workers:
 
         The code is 0 only where all are, and negative for one that a signal has ended.
         """
-        codes = [process.poll() for process in self._processes]
-        failed = [index for index, code in enumerate(codes) if code]
-        if not failed:
+        if not any(process.poll() for process in self._processes):
             return 0, 0
-        self.end(SAVING_SECONDS if all(codes[index] in SAVED for index in failed) else GRACE_SECONDS)
+        self._wait(GRACE_SECONDS)
+        codes = [process.poll() for process in self._processes]  # one that was killed may take longer than its victims
+        failed = [index for index, code in enumerate(codes) if code]
+        self.end(0.0)
         # One that was killed comes first, then one that says what is wrong: the others only lost it.
         culprit = min(failed, key=lambda index: (codes[index] == CRASHED, codes[index] or 0))
         if codes[culprit] not in SAVED:  # all of them have saved, and the first says so
@@ -183,13 +188,17 @@ class Workers:
 
     def end(self, grace_seconds: float) -> None:
         """Wait so long for those that still run, then kill them."""
-        end = time.monotonic() + grace_seconds
-        while any(process.poll() is None for process in self._processes) and time.monotonic() < end:
-            time.sleep(POLL_SECONDS)
+        self._wait(grace_seconds)
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
-                process.wait()
+                with suppress(subprocess.TimeoutExpired):  # in a sleep that only a device ends: it goes when that does
+                    process.wait(GRACE_SECONDS)
+
+    def _wait(self, most_seconds: float) -> None:
+        end = time.monotonic() + most_seconds
+        while any(process.poll() is None for process in self._processes) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
 
     def _start(self, index: int, places: Places | None, held: ExitStack) -> None:
         environment: dict[str, str] = dict(self._environment)
@@ -259,11 +268,9 @@ def _aside() -> Iterator[IO[str]]:
 
 def _feed(process: subprocess.Popen[str], text: str) -> None:
     assert process.stdin is not None
-    try:
+    with suppress(BrokenPipeError):  # it ended before it read; its exit code says why
         process.stdin.write(text)
         process.stdin.close()
-    except BrokenPipeError:  # it ended before it read; its exit code says why
-        pass
 
 
 def ended_by(code: int, rank: int, count: int, host: str = "") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,8 +44,16 @@ def parse(content: bytes | str, most_values: int = MOST_VALUES) -> Any:
 
 def check_values(text: str, most_values: int = MOST_VALUES) -> None:
     """Raise ValueError where a text may hold more values than fit into the memory that reading may take."""
-    if len(text) > SHORT and sum(map(text.count, ",:[{")) > most_values:
+    if len(text) > SHORT and _marks(text) > most_values and _marks(_STRING.sub("", text)) > most_values:
         raise ValueError(f"more than {most_values:,} values")
+
+
+def _marks(text: str) -> int:
+    return sum(map(text.count, ",:[{"))
+
+
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+"""A string, or what is left of a text where one does not end; it never looks at a character twice."""
 
 
 @contextmanager
@@ -63,8 +72,8 @@ def _uncollected() -> Iterator[None]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice[:80]!r} stands there twice")
     return found
 

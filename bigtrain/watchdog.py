@@ -21,8 +21,10 @@ LOOK_SECONDS = 0.25
 BLIND_SECONDS = 5.0
 """After so long between two looks this very process was stopped, and nothing before counts."""
 
-IDLE_SECONDS, IDLE_SHARE = 0.05, 0.01
-"""What a process may use of a processor and still count as idle: gloo's thread wakes up a hundred times a second."""
+IDLE_SECONDS, IDLE_SHARE = 0.05, 0.04
+"""What a process may use of a processor and still count as idle: gloo's thread and ours wake up again and again, for
+1% together; one that computes gets more even where ten share a core.
+"""
 
 UNSEEN = PHASES[0]
 """Before its first phase a process may wait for whatever it likes, as trackers do for a network."""
@@ -67,6 +69,8 @@ class Watchdog:
             self._marks[index] = _Mark(now, beat.number, mark.seconds)
             return
         found = activity(self._processes[index])
+        if found is not None:  # less than before where a descendant has ended
+            mark.seconds = min(mark.seconds, found.seconds)
         if found is None or (not found.stopped and (beat.phase == UNSEEN or _lives(found, mark, now))):
             self._marks[index] = _Mark(now, beat.number, found.seconds if found else 0.0)
 

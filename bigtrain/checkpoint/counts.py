@@ -50,6 +50,35 @@ def _are_counters(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
+def _are_notes(value: object) -> bool:
+    """Tell whether these can be what the loop remembers: subjects that it knows, of each what it writes."""
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(
+        subject in _NOTES and isinstance(kept, dict) and all(_is_note(_NOTES[subject], *item) for item in kept.items())
+        for subject, kept in value.items()
+    )
+
+
+def _is_note(known: dict[str, Callable[[object], bool]], name: str, value: object) -> bool:
+    return name in known and known[name](value)
+
+
+def _are(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+_NOTES: dict[str, dict[str, Callable[[object], bool]]] = {
+    "skips": {"total": _is_count, "in_a_row": _is_count},
+    "spikes": {
+        "losses": _are(_is_number),
+        "rollbacks": _is_count,
+        "beyond": _is_count,
+        "left_out": _are(_are(_is_count)),
+    },
+}
+
+
 def _is_absent_or(kind: type) -> Callable[[object], bool]:
     return lambda value: value is None or isinstance(value, kind)
 
@@ -62,5 +91,5 @@ _KEYS: dict[str, Callable[[object], bool]] = {
     "optimizer": _are_counters,
     "optimizer_class": lambda value: isinstance(value, str),
     "optimizer_format": _is_absent_or(str),
-    "notes": _is_absent_or(dict),
+    "notes": _are_notes,
 }

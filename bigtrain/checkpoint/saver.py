@@ -14,7 +14,8 @@ from bigtrain.checkpoint.manifest import folder_name, step_of
 from bigtrain.checkpoint.snapshot import Snapshot
 from bigtrain.checkpoint.space import free_bytes
 from bigtrain.checkpoint.store import CheckpointStore
-from bigtrain.errors import BigtrainError, CheckpointError, InputError
+from bigtrain.errors import BigtrainError, CheckpointError, InputError, NewerFormat
+from bigtrain.heartbeat import left_to
 from bigtrain.sharding.part import Part
 from bigtrain.units import format_bytes
 from bigtrain.world import World
@@ -95,11 +96,19 @@ class Saver:
         Later ones are set aside: the run takes their steps again, in another way.
         """
         self.close()
-        found = self._store.newest(every=every) or self._store.newest()
+        found = self._newest_due(every) or self._store.newest()
         if found is not None:
             self._store.set_aside_after(step_of(found))
             self._newest, self._step = found, step_of(found)
         return found
+
+    def _newest_due(self, every: int) -> Path | None:
+        try:
+            return self._store.newest(every=every)
+        except NewerFormat:
+            raise
+        except CheckpointError:  # of those that were due none verifies
+            return None
 
     def finish(self) -> None:
         """Wait for the save that is under way. Raises what went wrong with it, but for what the disk refused."""
@@ -109,7 +118,8 @@ class Saver:
     def close(self) -> None:
         """Wait for the save that is under way, and raise nothing."""
         if self._thread is not None:
-            self._thread.join()
+            with left_to(self._thread.ident):
+                self._thread.join()
             self._thread = None
 
     def _copied(self, tensor_files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]] | None:

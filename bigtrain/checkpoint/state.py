@@ -107,7 +107,7 @@ class TrainState:
             load_optimizer(self.engine, StoredTensors(folder, OPTIMIZER), counts["optimizer"], used_format)
         self.engine.loss_scale.load_state_dict(counts["loss_scale"])
         self.engine.steps_taken = counts["step"]
-        self.tokens, self.notes = counts["tokens"], counts.get("notes", {})
+        self.tokens, self.notes = counts["tokens"], counts.get("notes") or {}
         self.loader.load_state_dict(counts["loader"], other_data=other_data)
 
     def load_weights(self, folder: Path) -> None:

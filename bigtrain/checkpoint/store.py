@@ -16,7 +16,7 @@ from torch import Tensor
 from bigtrain.checkpoint import manifest, retention, tensors
 from bigtrain.checkpoint.lineage import Identity
 from bigtrain.checkpoint.together import together
-from bigtrain.checkpoint.verified import check_seen, fault_of, is_of_other_run, verify
+from bigtrain.checkpoint.verified import check_seen, fault_of, is_of_other_run, looks_whole, verify
 from bigtrain.errors import CheckpointError, NewerFormat
 from bigtrain.fault_points import reached
 from bigtrain.sharding.part import Part
@@ -112,7 +112,8 @@ class CheckpointStore:
             return {}
 
         together(self._world, work)
-        self._found = {name: found for name, found in self._found.items() if manifest.step_of(Path(name)) <= step}
+        for name in [name for name in self._found if manifest.step_of(Path(name)) > step]:
+            del self._found[name]  # in place: `over` shares it
 
     def _begin(self, final: Path, step: int) -> str | None:
         """Make a folder to write in and return its name; None if the step is saved already."""
@@ -163,6 +164,8 @@ class CheckpointStore:
         Later steps than the one just saved are of a time before a restart or a rollback: they neither count nor go.
         """
         names = self._listed(lambda: [folder for folder in self._own() if manifest.step_of(folder) <= step])
+        for name in self._listed(lambda: [folder for folder in self._own() if not looks_whole(folder)]):
+            self._found.pop(name, None)  # somebody has been at it since
         old = retention.superseded(names, self._keep, self._verifies)
 
         def work() -> dict[str, Any]:

@@ -33,8 +33,8 @@ DTYPES = {
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 CHUNK_BYTES = 16 * 2**20
-MAX_HEADER_BYTES = 8 * 2**20
-"""30,000 tensors have as much. The library's own bound, 100 MB, takes gigabytes to parse where the JSON is hostile."""
+MAX_HEADER_BYTES, MAX_HEADER_VALUES = 32 * 2**20, 2_500_000
+"""200,000 tensors have as much. The library's own bound, 100 MB, takes gigabytes to parse where the JSON is hostile."""
 
 METADATA = "__metadata__"
 """The header's entry for texts by name: here, for each tensor that is a part of a larger one, which part."""
@@ -141,6 +141,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], parts: Mapping[str,
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    _check_header(path, text)
     with _abandoned_on_error(DigestingFile(path)) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
@@ -148,6 +149,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], parts: Mapping[str,
                 flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
                 file.write(_bytes_of(flat))
         return file.close()
+
+
+def _check_header(path: Path, text: bytes) -> None:
+    """Raise CheckpointError for a header that could not be read again."""
+    try:
+        strict_json.check_values(text.decode(), MAX_HEADER_VALUES)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its header holds {error}; use fewer tensors") from None
+    if len(text) > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{path}: a header of {len(text)} bytes, above {MAX_HEADER_BYTES}; use fewer tensors")
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -158,7 +169,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise CheckpointError(f"{path}: damaged: a header of {length} bytes in a file of {size}")
         try:
-            header = strict_json.parse(file.read(length))
+            header = strict_json.parse(file.read(length), MAX_HEADER_VALUES)
             parts = {name: boxes.from_text(text) for name, text in header.pop(METADATA, {}).items() if name in header}
             entries = {name: _entry(item, 8 + length, parts.get(name)) for name, item in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from typing import Any
 
 from bigtrain.errors import CheckpointError
+from bigtrain.heartbeat import left_to
 from bigtrain.world import World
 
 PULSE_SECONDS = 1.0
@@ -25,23 +28,32 @@ def together(world: World, work: Callable[[], Mapping[str, Any]]) -> list[dict[s
         return [dict(work())]
     with ThreadPoolExecutor(1) as pool:
         task = pool.submit(lambda: json.dumps(dict(work())))
-        while world.any(not wait([task], timeout=PULSE_SECONDS).done):
+        while _any_at_work(world, task):
             pass
     error = task.exception()
     told = {"host": platform.node(), **(_described(error) if error else {"result": task.result()})}
     reports = [json.loads(text) for text in world.gather(json.dumps(told))]
-    if error is not None:
+    faults = [(rank, report) for rank, report in enumerate(reports) if "fault" in report]
+    if not faults:
+        return [json.loads(report["result"]) for report in reports]
+    # What is no refusal of a disk outweighs one that is, lest some ranks go on and others do not.
+    rank, worst = min(faults, key=lambda fault: fault[1]["errno"] is not None)
+    if error is not None and (told["errno"] is None) == (worst["errno"] is None):
         raise error
-    for rank, report in enumerate(reports):
-        if "fault" in report:
-            raise _raised_elsewhere(rank, report)
-    return [json.loads(report["result"]) for report in reports]
+    raise _raised_elsewhere(rank, worst) from error
+
+
+def _any_at_work(world: World, task: Future[str]) -> bool:
+    """Wait a moment for this rank's share, and tell whether any rank is at work; one that is shows its own life."""
+    done = bool(wait([task], timeout=PULSE_SECONDS).done)
+    with nullcontext() if done else left_to(None):
+        return world.any(not done)
 
 
 def _described(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return {"fault": f"{where}{error.strerror}", "errno": error.errno}
+        return {"fault": f"{where}{error.strerror or error}", "errno": error.errno or errno.EIO}
     kind = "" if isinstance(error, CheckpointError) else f"{type(error).__name__}: "
     return {"fault": f"{kind}{error}", "errno": None}
 

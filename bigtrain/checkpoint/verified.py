@@ -44,6 +44,15 @@ def fault_of(folder: Path, world: World = ALONE, recipes: Collection[str] | None
     return str(faults[0]["fault"])
 
 
+def looks_whole(folder: Path) -> bool:
+    """Tell whether a checkpoint's files have their sizes, without reading them."""
+    try:
+        files = manifest.read(folder)["files"]
+        return all((folder / name).stat().st_size == expected["size"] for name, expected in files.items())
+    except (CheckpointError, OSError):
+        return False
+
+
 def check_seen(folder: Path) -> None:
     """Raise CheckpointError unless this host sees a folder that the first rank sees."""
     if not folder.is_dir():

@@ -63,11 +63,10 @@ class _Stream:
         """Return the value that begins here and go past it, reading on while it is not whole."""
         while True:
             try:
-                if len(self.buffer) - self.at > CHUNK_BYTES:
-                    strict_json.check_values(self.buffer[self.at :])
                 value, end = self.decoder.raw_decode(self.buffer, self.at)
             except json.JSONDecodeError as error:
                 held = len(self.buffer) - self.at
+                self._check_values(error.pos)
                 # Doubling what is held keeps the work linear in the size of the value.
                 if held <= LARGEST_LINE and self._more(max(held, CHUNK_BYTES)):
                     continue
@@ -80,6 +79,13 @@ class _Stream:
                 raise self.broken(reason) from None
             self._advance(end)
             return value
+
+    def _check_values(self, end: int) -> None:
+        """Raise DataError where what has been read of one value, as far as this place, holds too many others."""
+        try:
+            strict_json.check_values(self.buffer[self.at : end])
+        except ValueError as error:
+            raise self.broken(str(error)) from None
 
     def broken(self, reason: str) -> DataError:
         """Return the error that names this line."""

@@ -17,6 +17,7 @@ from bigtrain.batch import Batch
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.loader import evaluation_batches
 from bigtrain.errors import DataError
+from bigtrain.heartbeat import beat
 from bigtrain.planner.plan import Plan
 from bigtrain.world import ALONE, World, current_world
 
@@ -84,6 +85,7 @@ def evaluate(
     model.eval()
     loss, unigram, correct, labels = 0.0, 0.0, 0, 0
     for batch in rows:
+        beat()
         flat = batches.unpad(batch)
         counted = flat["labels"][flat["labels"] != batches.IGNORED_LABEL]
         unigram += float(surprisal[counted.numpy()].sum())

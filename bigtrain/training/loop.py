@@ -105,6 +105,7 @@ def _start_from(state: TrainState, store: CheckpointStore, plan: Plan, corpus: C
         if other_data:
             _check_tokenizer(newest, corpus, plan, "data.source")
         state.restore(newest, other_data=other_data)
+        store.set_aside_after(manifest.step_of(newest))  # those passed over, lest they stand where steps are saved anew
     elif source is not None:
         first = find_checkpoint(Path(source).expanduser(), state.engine.world)
         _check_tokenizer(first, corpus, plan, "train.init_from")

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,20 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop a torn last line and the rows of later steps from a metrics file, by writing it anew and renaming."""
+    """Drop the rows of later steps and whatever follows a torn row from a metrics file; that needs no room on the disk.
+
+    Steps only grow in it. A link that leads elsewhere is replaced by a file.
+    """
     if not path.is_file():
         return
-    aside = path.with_suffix(".tmp")
-    aside.unlink(missing_ok=True)  # of a killed process, or a link that leads elsewhere
-    with aside.open("xb") as file:
-        file.writelines(line for line, row in _whole_rows(path) if row["step"] <= step)
-    aside.replace(path)
+    kept = sum(len(line) for line, _ in takewhile(lambda found: found[1]["step"] <= step, _whole_rows(path)))
+    if path.is_symlink():
+        with path.open("rb") as file:
+            content = file.read(kept)
+        path.unlink()
+        path.write_bytes(content)
+    else:
+        os.truncate(path, kept)
 
 
 def _whole_rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bigtrain.units import format_bytes, format_count, format_seconds
 
+DRAW_SECONDS = 0.1
+"""The bar moves no more often than that."""
+
 
 class RunProgress:
     """Show the steps of a run, unless quiet; use as a context manager."""
@@ -19,9 +23,12 @@ class RunProgress:
         self._total_steps, self._quiet = total_steps, quiet
         self._console = Console(highlight=False)
         self._bar: Progress | None = None
+        self._drawn_at = 0.0
         if self._console.is_terminal and not quiet:
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self._console)
+            shown = TextColumn("{task.fields[figures]}")
+            # Drawn here and not by a thread: a process that waits is to be idle.
+            self._bar = Progress(*columns, shown, console=self._console, auto_refresh=False)
             self._task = self._bar.add_task("", total=total_steps, completed=step, figures="")
 
     def __enter__(self) -> Self:
@@ -39,11 +46,18 @@ class RunProgress:
         """Move the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
+            self._draw()
+
+    def _draw(self) -> None:
+        now = time.monotonic()
+        if self._bar is not None and now - self._drawn_at >= DRAW_SECONDS:
+            self._drawn_at = now
+            self._bar.refresh()
 
     def log(self, row: Mapping[str, Any], seconds_left: float) -> None:
         """Show a logged step."""
         if self._bar is not None:
-            self._bar.update(self._task, figures=figures(row))
+            self._bar.update(self._task, figures=figures(row), refresh=True)
         else:
             self.say(f"step {row['step']}/{self._total_steps}  {figures(row)}  {format_seconds(seconds_left)} left")
 

@@ -93,7 +93,7 @@ class Odd(NamedTuple):
     sure: bool
 
 
-def odd_ones(hashes: Sequence[int]) -> Odd | None:
+def odd_ones(hashes: Sequence[int | None]) -> Odd | None:
     """Return which of the ranks that should agree do not, by their places; None if all agree. More than half decide."""
     counts = Counter(hashes)
     if len(counts) == 1:
@@ -144,6 +144,8 @@ class Replicas:
         step = self._engine.steps_taken
         if not self._on or self._checked_at == step:
             return
+        if self._engine.device.type == "cuda":
+            torch.cuda.synchronize(self._engine.device)  # what is on its way to the host is read there
         groups = groups_of(self._engine)
         own = {group.key: hashes_of(group.tensors) for group in groups}
         told = [json.loads(text) for text in self._world.gather(json.dumps([_short(found) for found in own.items()]))]
@@ -176,9 +178,12 @@ class Replicas:
         for key in dict.fromkeys(key for found in told for key in found):
             ranks = [rank for rank, found in enumerate(told) if key in found]
             for name in told[ranks[0]][key]:
-                odd = odd_ones([told[rank][key][name] for rank in ranks])
+                odd = odd_ones([told[rank][key].get(name) for rank in ranks])
                 if odd is not None:
                     raise BigtrainError(self._describe(name, [ranks[place] for place in odd.ranks], odd.sure, ranks))
+        raise BigtrainError(
+            f"step {self._engine.steps_taken}: replicas hold tensors of other names; {self._last_good()}"
+        )
 
     def _describe(self, name: str, odd: list[int], sure: bool, ranks: list[int]) -> str:
         since = "the start" if self._checked_at is None else f"step {self._checked_at}"

@@ -67,7 +67,7 @@ class Spikes:
     def gone_back(self, before: Spikes, step: int, rows: tuple[int, int]) -> None:
         """After a return to an earlier state: remember what `before` knew, the spike's step, and the rows left out."""
         self._rollbacks = before._rollbacks + 1
-        self._beyond = step
+        self._beyond = max(before._beyond, step)
         self.left_out = [*before.left_out, list(rows)]
 
     def state(self) -> dict[str, Any]:

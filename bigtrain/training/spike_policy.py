@@ -86,7 +86,7 @@ class SpikePolicy:
             raise BigtrainError(f"{_met(found)}, and there is no checkpoint to go back to (train.on_spike=rollback)")
         state, before = self._state, self._spikes
         position, end = state.loader.position, state.loader.state_dict()["row"]
-        state.restore(folder)
+        state.restore(folder, other_data=True)  # one of this run, which may have been allowed other data since
         rows = (int(state.loader.state_dict()["row"]), int(end) - 1)
         state.loader.seek(position)
         self._spikes = Spikes(state.notes.get(KEPT_AS))

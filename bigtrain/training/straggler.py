@@ -27,7 +27,7 @@ The median of 20 normal numbers is off by 0.28 standard deviations; the differen
 """
 NORMAL = 1.4826
 """The standard deviation of normal numbers over their median absolute deviation."""
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.025
 """How often is looked whether the training thread waits for others."""
 DEPTH = 4
 """Frames of Python between a blocking operation and the function of torch that waits in it."""

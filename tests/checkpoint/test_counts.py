@@ -14,7 +14,10 @@ from bigtrain.errors import CheckpointError
 WHOLE: dict[str, Any] = {
     "step": 3,
     "tokens": 900,
-    "notes": {"skipped": 0},
+    "notes": {
+        "skips": {"total": 3, "in_a_row": 1},
+        "spikes": {"losses": [2.5, 2.25], "rollbacks": 0, "beyond": 0, "left_out": [[8, 15]]},
+    },
     "loader": {"row": 24, "corpus": "ab12"},
     "loss_scale": {"scale": 1.0, "good_steps": 0},
     "optimizer_class": "AdamW",

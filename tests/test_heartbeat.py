@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
@@ -85,3 +87,28 @@ def test_without_memory_files_there_is_a_file_without_a_name(monkeypatch: pytest
     shared = Beats(3)
     assert shared.read(2).number == 0
     shared.close()
+
+
+def test_exchanges_of_another_thread_count_only_where_it_is_waited_for(beats: Beats) -> None:
+    def exchanges() -> None:
+        with heartbeat.exchange():
+            pass
+
+    def in_a_thread(*, left: bool) -> int:
+        before, go = beats.read(1).number, threading.Event()
+        thread = threading.Thread(target=lambda: go.wait(10) and exchanges())
+        thread.start()
+        with heartbeat.left_to(thread.ident) if left else nullcontext():
+            go.set()
+            thread.join()
+        return beats.read(1).number - before
+
+    assert in_a_thread(left=False) == 0
+    assert in_a_thread(left=True) == 2
+    with heartbeat.left_to(None):
+        before = beats.read(1).number
+        exchanges()
+        assert beats.read(1).number == before
+    exchanges()
+    heartbeat.beat()
+    assert beats.read(1).number == before + 3

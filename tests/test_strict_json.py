@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,28 @@ def test_a_file_that_is_larger_is_not_read_whole(tmp_path: Path) -> None:
         file.truncate(2**40)
     with pytest.raises(ValueError, match="larger than 8 MiB"):
         strict_json.read(path)
+
+
+def test_what_stands_in_strings_are_no_values() -> None:
+    text = json.dumps({"text": "a, b: [c], {d}" * 20_000, "quoted": '\\",' * 20_000, "n": [1, 2]})
+    assert strict_json.parse(text, most_values=100)["n"] == [1, 2]
+    with pytest.raises(ValueError, match="more than 100 values"):
+        strict_json.parse(json.dumps([0] * 60_000), most_values=100)
+
+
+@pytest.mark.parametrize(
+    "text", ['"' + '\\"' * 200_000, '"' * 200_001, '["' + "\\" * 199_999, '[,"' + "a,:[{" * 99_999]
+)
+def test_strings_that_do_not_end_are_looked_at_once(text: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r".+"):
+        strict_json.parse(text, most_values=10)
+    assert time.process_time() - began < 5  # it would take minutes if it went back for each quote
+
+
+def test_a_key_that_stands_twice_among_many_is_soon_found() -> None:
+    text = "{" + ", ".join(f'"k{number}": 0' for number in range(100_000)) + ', "k99999": 1}'
+    began = time.process_time()
+    with pytest.raises(ValueError, match="'k99999' stands there twice"):
+        strict_json.parse(text)
+    assert time.process_time() - began < 5

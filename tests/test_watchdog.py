@@ -118,3 +118,17 @@ def test_what_is_inherited_is_given_back() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(files[0])
     assert not heartbeat._hearts
+
+
+def test_one_whose_ended_children_count_no_more_is_not_idle_until_it_has_made_up_for_them(played: Played) -> None:
+    alone(played)
+    played.does[1] = Activity(500.0, False, False)
+    played.stuck_after(2, computing=1.0)
+    played.does[1] = Activity(3.0, False, False)
+    assert not played.stuck_after(3 * TIMEOUT, computing=0.5)
+
+
+def test_threads_that_only_wake_up_do_not_hide_a_hang(played: Played) -> None:
+    alone(played)
+    played.stuck_after(2)
+    assert played.stuck_after(TIMEOUT + 3, computing=0.015)

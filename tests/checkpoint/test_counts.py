@@ -49,6 +49,11 @@ def test_what_a_run_writes_is_read(tmp_path: Path) -> None:
         ("optimizer_class", 3),
         ("optimizer_format", 3),
         ("notes", []),
+        ("notes", {"skips": None}),
+        ("notes", {"skips": {"many": 3}}),
+        ("notes", {"spikes": {"losses": ["a"]}}),
+        ("notes", {"spikes": {"left_out": [[1, -2]]}}),
+        ("notes", {"others": {}}),
     ],
 )
 def test_what_no_run_writes_is_refused(tmp_path: Path, key: str, value: object) -> None:

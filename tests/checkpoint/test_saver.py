@@ -207,3 +207,11 @@ def test_two_ranks_over_gloo_save_in_the_background(tiny_recipes: dict[str, Path
 
 
 NAMES = [f"{kind}-0000{rank}-of-00002.safetensors" for kind in ("weights", "optimizer") for rank in range(2)]
+
+
+def test_where_those_that_were_due_are_damaged_one_goes_back_to_another(tmp_path: Path) -> None:
+    saver = saver_in(tmp_path, copies=False)
+    state_after(4).save(saver, TEXTS)
+    folder = state_after(5).save(saver, TEXTS)
+    (tmp_path / "step-00000004" / "state.json").write_text("{}")
+    assert saver.back_to(4) == folder

@@ -359,3 +359,25 @@ def test_an_error_while_removing_old_ones_is_no_failed_save(
     monkeypatch.setattr(CheckpointStore, "_own", failing)
     assert is_verified(save(CheckpointStore(tmp_path), 5))
     assert "older checkpoints are not removed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["cut", "delete"])
+def test_one_that_has_changed_since_it_was_published_stands_for_none(tmp_path: Path, change: str) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    folders = [save(store, step) for step in (1, 2, 3)]
+    victim = folders[2] / "weights.safetensors"
+    victim.unlink() if change == "delete" else victim.write_bytes(victim.read_bytes()[:-1])
+    save(store, 4)
+    assert folders[1].is_dir()
+    assert is_verified(folders[1])
+
+
+def test_those_set_aside_are_known_no_more_by_either_world(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2, 3):
+        save(store, step)
+    other = store.over(World())
+    store.set_aside_after(1)
+    assert set(other._found) == {"step-00000001"}
+    assert store.newest() == other.newest() == tmp_path / "step-00000001"
+    assert sorted(path.name for path in tmp_path.glob("bad-*")) == ["bad-step-00000002-0", "bad-step-00000003-0"]

@@ -137,3 +137,12 @@ def test_a_file_that_ends_too_soon_is_told(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-4])
     with pytest.raises(CheckpointError, match="ends before its tensors do"):
         tensors.read_runs(tmp_path / "x", entry, [Run(0, 0, 8)], torch.empty(8))
+
+
+def test_a_header_that_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = {f"t{number}": torch.zeros(1) for number in range(2000)}
+    tensors.write_tensors(tmp_path / "a.safetensors", many)
+    monkeypatch.setattr(tensors, "MAX_HEADER_VALUES", 5000)
+    with pytest.raises(CheckpointError, match="its header holds more than 5,000 values; use fewer tensors"):
+        tensors.write_tensors(tmp_path / "b.safetensors", many)
+    assert not (tmp_path / "b.safetensors").exists()

@@ -6,6 +6,8 @@ import errno
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -97,3 +99,42 @@ def test_a_rank_that_takes_long_says_so_in_between(monkeypatch: pytest.MonkeyPat
 def until(condition: Callable[[], bool]) -> None:
     while not condition():
         time.sleep(0.001)
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_what_is_no_refusal_of_a_disk_outweighs_one_that_is(refused: int) -> None:
+    errors: list[BaseException] = [CheckpointError("not there"), CheckpointError("not there")]
+    errors[refused] = OSError(errno.ENOSPC, "No space left on device")
+    found = on_ranks(2, lambda world: together(world, partial(failing, errors[world.rank])))
+    assert all(isinstance(error, CheckpointError) for error in found)  # else one rank would go on
+    assert found[1 - refused] is errors[1 - refused]
+    assert f"rank {1 - refused} on " in str(found[refused])
+
+
+def test_an_error_of_a_disk_without_a_number_is_one_on_all_ranks() -> None:
+    found = on_ranks(2, lambda world: together(world, partial(failing, OSError("odd")) if world.first else dict))
+    assert all(isinstance(error, OSError) for error in found)
+    assert "odd" in str(found[1])
+
+
+def test_a_rank_at_work_shows_no_life_by_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pulses say that it is there; only what it does tells whether it goes on."""
+    left: list[tuple[int, object]] = []
+    monkeypatch.setattr(module, "PULSE_SECONDS", 0.02)
+
+    def work(world: World) -> Any:
+        def noted(thread: int | None) -> Any:
+            left.append((world.rank, thread))
+            return nullcontext()
+
+        monkeypatch.setattr(module, "left_to", noted)
+        return together(world, lambda: time.sleep(0.1) or {})
+
+    on_ranks(1, work)
+    assert not left
+    task: Future[str] = Future()
+    assert module._any_at_work(World(0, 1), task)
+    assert left == [(0, None)]
+    task.set_result("{}")
+    assert not module._any_at_work(World(0, 1), task)
+    assert left == [(0, None)]

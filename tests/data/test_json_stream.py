@@ -91,3 +91,17 @@ def test_faults_name_the_line(text: str, fault: str) -> None:
     with pytest.raises(DataError) as raised:
         parse(text)
     assert str(raised.value).startswith(fault)
+
+
+def test_a_large_value_does_not_make_the_small_ones_after_it_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(json_stream.strict_json, "check_values", lambda text: counted.append(len(text)))
+    text = json.dumps([{"text": "x" * 500_000}, *({"text": "y" * 60} for _ in range(2000))])
+    assert len(parse(text, size=1000)) == 2001
+    assert sum(counted) < 4 * len(text)
+
+
+def test_values_behind_a_value_are_not_counted_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream.strict_json, "MOST_VALUES", 1000)
+    text = json.dumps([{"text": "x" * 200_000}, *([number] for number in range(9000))])
+    assert len(parse(text, size=100_000)) == 9001

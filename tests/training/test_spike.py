@@ -77,3 +77,16 @@ def test_going_back_is_bounded_until_the_spike_is_passed() -> None:
     assert not spikes.may_go_back
     spikes.add(2.0, 120)
     assert spikes.may_go_back
+
+
+def test_an_earlier_spike_does_not_make_a_later_one_forgotten() -> None:
+    spikes = after([2.0] * WINDOW)
+    kept = spikes.state()
+    for met in (150, 120, 150):  # each time back to 100
+        restored = Spikes(kept)
+        restored.gone_back(spikes, met, (0, 7))
+        spikes = restored
+        spikes.add(2.0, 130)
+    assert not spikes.may_go_back
+    spikes.add(2.0, 150)
+    assert spikes.may_go_back

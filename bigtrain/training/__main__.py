@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,9 @@ from types import TracebackType
 
 from bigtrain import heartbeat
 from bigtrain.spawner import CRASHED, die_with_parent
+
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""What a disk says that takes nothing any more: before the first step there is nothing to go on with."""
 
 
 def main() -> int:
@@ -40,6 +44,11 @@ def main() -> int:
         train(plan(recipe, world_size=ranks), run_dir, allowed=[key for key in allowed.split(",") if key])
     except BigtrainError as error:
         return error.report()
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return BigtrainError(f"{where}{error.strerror}; free some space there, or use another --run-dir").report()
     return 0
 
 

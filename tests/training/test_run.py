@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from trained import RELEASED, losses, train
 
+import bigtrain
 from bigtrain.engine import Engine
 from bigtrain.errors import BigtrainError, Interrupted, NonFiniteGradient
 from bigtrain.training.metrics import read_metrics
@@ -197,3 +200,22 @@ def test_steps_that_are_skipped_in_a_row_are_counted_across_a_stop(
         train(tiny_recipes["gpt"], tmp_path / "run", "train.max_skipped=2")
     rows = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
     assert [(row["step"], row["skipped"]) for row in rows[-4:]] == [(6, 0), (7, 1), (8, 2), (9, 3)]
+
+
+FULL = """
+import errno, os, sys
+import bigtrain.training.__main__ as process, bigtrain.training.loop as loop
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, "No space left on device", "runs/x/plan.yaml")
+loop.train = full
+sys.argv = ["process", str(os.getppid()), "runs/x", ""]
+sys.exit(process.main())
+"""
+
+
+def test_a_disk_that_is_full_from_the_start_is_told_in_one_line(tiny_recipes: dict[str, Path]) -> None:
+    text = bigtrain.plan(bigtrain.load_recipe(tiny_recipes["gpt"])).to_yaml()
+    found = subprocess.run([sys.executable, "-c", FULL], input=text, capture_output=True, text=True, check=False)
+    where = "runs/x/plan.yaml: No space left on device"
+    assert found.stderr == f"error: {where}; free some space there, or use another --run-dir\n"
+    assert found.returncode == 1

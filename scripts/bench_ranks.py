@@ -48,10 +48,11 @@ def price(folder: Path) -> dict[str, dict[str, Any]]:
     texts = (" ".join(draw.choices(words, k=8000)) for _ in range(6))
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     found = {}
-    for world, cases in tests.CASES.items():
-        for name, ranks in tests.found(world, corpus, folder).items():
+    for group in ("two", "four", "nightly"):
+        world = 2 if group == "two" else 4
+        for name, ranks in tests.found(group, corpus, folder).items():
             first = ranks[0]
-            _, sent = tests.sent_in_a_step(tests.recipe_of(world, cases[name], corpus), world)
+            _, sent = tests.sent_in_a_step(tests.recipe_of(world, tests.CASES[world][name], corpus), world)
             found[f"{world} ranks, {name}"] = {
                 "state_bytes_off": max(
                     abs(first["measured"][cause] - first["predicted"][cause]) for cause in tests.KEPT

@@ -22,10 +22,10 @@ BEATS, LAST_CALL = module.BEAT_SECONDS, module.LAST_CALL_SECONDS
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have nodes tell every two seconds that they are there, and no store but ours."""
+    """Have nodes tell every three seconds that they are there, and no store but ours."""
     for name, value in module.QUIET.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(module, "BEAT_SECONDS", 2)
+    monkeypatch.setattr(module, "BEAT_SECONDS", 3)
     monkeypatch.setattr(module, "LAST_CALL_SECONDS", 1)
     monkeypatch.setattr(module, "PARTING_SECONDS", 0.5)
 

@@ -32,17 +32,22 @@ def test_a_row_holds_what_the_interface_names(tiny_recipes: dict[str, Path], tmp
     assert row["skipped"] == 0
 
 
-def test_a_signal_saves_and_stops(
-    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def signal_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Have SIGTERM come in the step after so many."""
     plain = Engine.step
 
     def signalled(engine: Engine, max_norm: float | None = 1.0) -> Any:
-        if engine.steps_taken == 6:
+        if engine.steps_taken == steps:
             signal.raise_signal(signal.SIGTERM)
         return plain(engine, max_norm)
 
     monkeypatch.setattr(Engine, "step", signalled)
+
+
+def test_a_signal_saves_and_stops(
+    tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal_after(monkeypatch, 6)
     with pytest.raises(Interrupted, match="SIGTERM: saved step 7"):
         train(tiny_recipes["gpt"], tmp_path / "run")
     monkeypatch.undo()
@@ -166,14 +171,7 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
 def test_a_signal_saves_before_an_evaluation_which_comes_later(
     tiny_recipes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Engine.step
-
-    def signalled(engine: Engine, max_norm: float | None = 1.0) -> Any:
-        if engine.steps_taken == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return plain(engine, max_norm)
-
-    monkeypatch.setattr(Engine, "step", signalled)
+    signal_after(monkeypatch, 5)
     with pytest.raises(Interrupted, match="SIGTERM: saved step 6"):
         train(tiny_recipes["gpt"], tmp_path / "run")
     monkeypatch.undo()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 from bigtrain import slurm
@@ -212,17 +213,37 @@ def joined(*, kind: str | None = None, timeout_seconds: float = 60.0) -> Iterato
         torch.cuda.set_device(index)
         options["device_id"] = torch.device("cuda", index)
     backend = "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
+    store = _place_to_meet(world, options["timeout"])
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, **options)
+    yield world
+    dist.destroy_process_group()  # not after an error: the others would end first, and NCCL may wait for them
+
+
+_stores: dict[tuple[str | None, ...], Any] = {}
+"""Where ranks have met, by address and port; they are kept.
+
+A rank that is early at its next meeting would find the store of the last one on its way out, and in it addresses at
+which nobody listens any more.
+"""
+
+_meetings = count()
+
+
+def _place_to_meet(world: World, timeout: timedelta) -> Any:
+    """Return the store that the environment names, the first rank's or an agent's, with names of its own a meeting."""
+    import torch.distributed as dist
+
     listener = os.environ.pop(LISTENER, None)
     if listener is None:
         for name, value in slurm.places(os.environ).items():
             os.environ.setdefault(name, value)
-        dist.init_process_group(backend, **options)
-    else:
+    place = (os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
+    if listener is not None:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         own = int(listener) if world.first else None
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            address, port, world.size, world.first, options["timeout"], master_listen_fd=own, use_libuv=True
+        _stores[place] = dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, world.size, world.first, timeout, master_listen_fd=own, use_libuv=True
         )
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, **options)
-    yield world
-    dist.destroy_process_group()  # not after an error: the others would end first, and NCCL may wait for them
+    elif place not in _stores:
+        _stores[place], _, _ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"meeting-{next(_meetings)}", _stores[place])  # type: ignore[attr-defined]

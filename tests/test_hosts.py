@@ -35,17 +35,20 @@ class Host:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.launchers: list[subprocess.Popen[str]] = []
 
     def launch(self, recipe: Path, run: Path, *overrides: str) -> subprocess.Popen[str]:
         argv = ["ip", "netns", "exec", self.name, sys.executable, "-m", "bigtrain", "launch", str(recipe), *overrides]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
+        launcher = subprocess.Popen(
             [*argv, "--run-dir", str(run)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env=environment,
         )
+        self.launchers.append(launcher)
+        return launcher
 
     def processes(self) -> list[int]:
         return [int(word) for word in ip("netns", "pids", self.name).split()]
@@ -62,17 +65,24 @@ class Host:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
+    def clear(self) -> None:
+        self.end()
+        for launcher in self.launchers:
+            if launcher.stdout is not None and not launcher.stdout.closed:
+                launcher.communicate()
+
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Host, Host]]:
     """Yield two hosts that reach each other, the first at PLACE; skip where namespaces are not allowed."""
-    names = [f"bigtrain-{os.getpid()}-{letter}" for letter in "ab"]
+    both = (Host(f"bigtrain-{os.getpid()}-a"), Host(f"bigtrain-{os.getpid()}-b"))
+    names = [host.name for host in both]
     made = []
     try:
         try:
-            for name in names:
-                ip("netns", "add", name)
-                made.append(name)
+            for host in both:
+                ip("netns", "add", host.name)
+                made.append(host)
             ends = [f"bt{os.getpid() % 10**6}{letter}" for letter in "ab"]
             ip("link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1])
             for name, end, address in zip(names, ends, ADDRESSES, strict=True):
@@ -81,12 +91,11 @@ def hosts() -> Iterator[tuple[Host, Host]]:
                 ip("-n", name, "link", "set", "lo", "up")
         except (OSError, subprocess.CalledProcessError) as error:
             pytest.skip(f"network namespaces cannot be made here: {getattr(error, 'stderr', error)}")
-        first, second = map(Host, names)
-        yield first, second
+        yield both
     finally:
-        for name in made:
-            Host(name).end()
-            ip("netns", "delete", name)
+        for host in made:
+            host.clear()
+            ip("netns", "delete", host.name)
 
 
 @pytest.fixture
@@ -136,8 +145,8 @@ def newest_checkpoint(run: Path) -> int:
 
 def started_again(run: Path) -> Callable[[], bool]:
     """Return what tells whether the run has been started again since now, and has taken a step from its checkpoint."""
-    file, step = (run / "metrics.jsonl").stat().st_ino, newest_checkpoint(run)
-    return lambda: (run / "metrics.jsonl").stat().st_ino != file and steps(run) > step
+    written, step = (run / "env.json").stat().st_mtime_ns, newest_checkpoint(run)
+    return lambda: (run / "env.json").stat().st_mtime_ns != written and steps(run) > step
 
 
 def same_as_alone(host: Host, recipe: Path, run: Path, alone: Path) -> None:

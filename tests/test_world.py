@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from group import told_by_all
+
 from bigtrain.errors import InputError
 from bigtrain.world import ALONE, LISTENER, NONE, World, current_world, joined, world_of
 
@@ -171,3 +173,19 @@ def test_neighbours_that_share_products_read_the_same_rows() -> None:
     assert [World(rank, 8).reading(2) for rank in (0, 1, 2, 7)] == [(0, 4), (0, 4), (1, 4), (3, 4)]
     assert World(5, 8).reading(1) == (5, 8)
     assert ALONE.reading(1) == (0, 1)
+
+
+MEETINGS = """
+import json, time
+from bigtrain.world import joined
+for meeting in range(3):
+    with joined(kind="cpu", timeout_seconds=20) as world:
+        print(json.dumps({"sum": world.sum([float(world.rank + meeting)])}))
+        if world.first:
+            time.sleep(1)  # the other is at its next meeting before this one ends here
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_early_at_the_next_meeting_waits_there() -> None:
+    assert told_by_all(["-c", MEETINGS], 2, seconds=120) == [[{"sum": [1.0]}, {"sum": [3.0]}, {"sum": [5.0]}]] * 2

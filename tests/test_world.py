@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from group import told_by_all
 
 from bigtrain.errors import InputError

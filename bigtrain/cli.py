@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bigtrain import run_commands
 from bigtrain.errors import BigtrainError, DoesNotFit, InputError
 from bigtrain.recipe_commands import folder_named, recipes_app, write_file
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipes_app, name="recipes")
+run_commands.add_to(app)
 
 UsageFault: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What wrong arguments raise; newer versions of Typer bring their own copy of click, so its name has no fixed home."""
@@ -40,7 +42,6 @@ RecipeArgument = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, such as train.steps=20.")
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint in one.")]
 
 
 @app.command()
@@ -161,33 +162,6 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     counts = corpus.counts("train")
     print(f"{corpus.folder}: {counts.documents:,} documents, {counts.tokens:,} tokens to train on")
     print("next: " + " ".join(["bigtrain launch", recipe, *(overrides or [])]))
-
-
-@app.command(name="eval")
-def evaluate(run: RunArgument, overrides: Overrides = None) -> None:
-    """Evaluate a run on its own validation data, or with data.source=... on other data."""
-    from bigtrain.training.evaluate_run import evaluate_run
-
-    print(json.dumps(evaluate_run(run, overrides or []), indent=1))
-
-
-@app.command()
-def generate(
-    run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="The text to continue, or with [MASK] to fill.")],
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add (GPT).")] = 60,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time (GPT).")] = 0.8,
-    seed: Annotated[int, typer.Option(help="Seeds the choice of tokens (GPT).")] = 0,
-) -> None:
-    """Continue a text (GPT), or fill its [MASK]s (BERT)."""
-    from bigtrain.training.generate import continue_text, fill_masks, load_trained
-
-    trained = load_trained(run)
-    if trained.plan.model.causal:
-        print(continue_text(trained, prompt, tokens=tokens, temperature=temperature, seed=seed))
-        return
-    for number, guesses in enumerate(fill_masks(trained, prompt), 1):
-        print(f"[MASK] {number}: " + "  ".join(f"{token} {probability:.1%}" for token, probability in guesses))
 
 
 @app.command()

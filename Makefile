@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-nightly check clean
+.PHONY: help install demo test test-fast test-nightly check docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r t d; do printf '%-18s%s\n' "$$t" "$$d"; done
@@ -35,6 +35,9 @@ test-nightly: install ## what takes too long for every change: whole grids, long
 
 check: install ## linters, types, import contracts, generated files
 	PYTHON=$(BIN)/python scripts/check
+
+docs: install ## the documentation site, into build/site
+	$(BIN)/python scripts/build_docs.py
 
 clean: ## remove the environment and what tools left behind; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

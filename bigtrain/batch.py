@@ -3,21 +3,32 @@
 Rows on their way in: `input_ids` and `labels` (B, T), `document_lengths` (B, D), documents in order, zero-filled; what
 is left of a row is padding. Flat on their way into a model: `input_ids` and `position_ids` (N,), `cu_seqlens` (K+1,)
 int32, `max_seqlen`, a plain int, and the labels: where less than half of the tokens have one, `labels` and
-`label_positions` (M,) of those that do, otherwise `labels` (N,) of all.
+`label_positions` (M,) of those that do, otherwise `labels` (N,) of all. Where documents are pairs of texts, rows also
+hold `segment_ids` (B, T), flat (N,), and `next_sentence_labels` (B, D), flat (K,).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 Batch: TypeAlias = Mapping[str, Any]
 
 IGNORED_LABEL = -100
 """The label of a position that does not count, as in torch and transformers."""
+
+PAIR_LABELS = "next_sentence_labels"
+
+
+class PairLosses(NamedTuple):
+    """What a model returns that learns two tasks: the mean loss over labelled tokens, and over pairs of texts."""
+
+    mlm_loss: Tensor
+    nsp_loss: Tensor
 
 
 def count_rows(batch: Batch) -> int:
@@ -43,6 +54,13 @@ def count_labels(batch: Batch, *, shifted: bool) -> int:
     if shifted:
         labels = labels[..., 1:]
     return int((labels != IGNORED_LABEL).sum())
+
+
+def count_weights(batch: Batch, *, shifted: bool) -> list[int]:
+    """Return the weight of a batch in each loss of the model: its labels, and its pairs if those have labels."""
+    pairs = batch.get(PAIR_LABELS)
+    more = [] if pairs is None else [int((pairs != IGNORED_LABEL).sum())]
+    return [count_labels(batch, shifted=shifted), *more]
 
 
 def labelled(rows: Batch) -> Batch:
@@ -89,6 +107,9 @@ def unpad(rows: Batch) -> dict[str, Any]:
         if 2 * len(positions) < len(labels):
             flat["label_positions"], labels = positions, labels[positions]
         flat["labels"] = labels
+    if PAIR_LABELS in rows:
+        flat["segment_ids"] = rows["segment_ids"][kept]
+        flat[PAIR_LABELS] = rows[PAIR_LABELS][rows["document_lengths"] > 0]
     return flat
 
 

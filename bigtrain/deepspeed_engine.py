@@ -60,17 +60,15 @@ class DeepSpeedEngine(Engine):
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of a micro-batch, weighted; `loss` is its mean loss or an output that has a `.loss`."""
-        mean: Tensor = loss if isinstance(loss, Tensor) else loss.loss
-        weighted = mean * self._share
-        self._loss += weighted.detach()
+        weighted = self._weighing.weighted(loss)
         self._held.backward(weighted, self.loss_scale.value.item() if self.loss_scale.dynamic else None)
 
     def _step(self, max_norm: float | None) -> StepResult:
         learning_rate, scale = self._set_learning_rate(), self.loss_scale.value.clone()
         norm, finite = self._held.step(max_norm)
-        loss, _ = self._over_ranks(self._loss, norm)
+        loss, _ = self._over_ranks(norm)
         self.loss_scale.update(1 - finite.float())
-        return StepResult(loss, norm, finite, learning_rate, scale)
+        return StepResult(loss, norm, finite, learning_rate, scale, parts=self._weighing.parts)
 
 
 def prepare(

@@ -17,7 +17,7 @@ from bigtrain import batch as batches
 from bigtrain.amp.loss_scale import LossScale
 from bigtrain.amp.precision import keep
 from bigtrain.batch import Batch
-from bigtrain.errors import DataError, InputError, NonFiniteGradient
+from bigtrain.errors import InputError, NonFiniteGradient
 from bigtrain.optim.release import Release, global_norm, release
 from bigtrain.optim.schedule import learning_rate_factor, warmup_step_count
 from bigtrain.placement import find_blocks, place
@@ -26,6 +26,7 @@ from bigtrain.sharding.apply import Sharded
 from bigtrain.sharding.part import Part
 from bigtrain.sharding.tensor import TensorShared
 from bigtrain.step_result import StepResult
+from bigtrain.weighing import Weighing
 from bigtrain.world import ALONE, World, current_world
 
 Schedule = Callable[[int], float]
@@ -63,10 +64,9 @@ class Engine:
         self.device = loss_scale.value.device
         self.steps_taken, self.highest_loss = 0, math.inf
         self._micro_batch_size = micro_batch_size
-        self._shifted_labels = shifted_labels
+        self._weighing = Weighing(self.device, world, shifted_labels=shifted_labels)
         self._schedule = schedule
-        self._release, self._share = release, 0.0
-        self._loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._release = release
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -103,32 +103,21 @@ class Engine:
         `batch` holds this rank's rows in host memory. Micro-batches that have no label on any rank are left out.
         Raises DataError if no row has one.
         """
-        count = partial(batches.count_labels, shifted=self._shifted_labels and not batches.is_packed(batch))
-        parts = list(batches.split(batch, self._micro_batch_size))
-        counts = [count(rows) for rows in parts]
-        everywhere = self.world.sum(counts)
-        wanted = [index for index, labels in enumerate(everywhere) if labels]
-        if not wanted:
-            raise DataError("a batch has no label that counts; check the data")
-        for index in wanted:
-            rows = parts[index] if counts[index] else batches.labelled(parts[index])
-            # Gradients are averaged over ranks, so that each rank's counts as often as there are ranks.
-            self._share = counts[index] / sum(everywhere) * self.world.size
+        for rows, last in self._weighing.cut(batch, self._micro_batch_size):
             if self.sharded is not None:
-                self.sharded.before_micro_batch(last=index == wanted[-1])
+                self.sharded.before_micro_batch(last=last)
             yield batches.move(batches.unpad(rows) if batches.is_packed(rows) else rows, self.device)
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of a micro-batch, weighted; `loss` is its mean loss or an output that has a `.loss`.
 
-        With gradient release this updates the weights; a loss that is not finite changes none.
+        `PairLosses` count each by its own weight. With gradient release this updates the weights; a loss that is not
+        finite changes none.
         """
-        mean: Tensor = loss if isinstance(loss, Tensor) else loss.loss
-        weighted = mean * self._share
-        self._loss += weighted.detach()
+        weighted = self._weighing.weighted(loss)
         if self._release is not None:
             self._set_learning_rate()
-            if not self._may_update(self._agreed(torch.isfinite(self._loss))):
+            if not self._may_update(self._agreed(torch.isfinite(self._weighing.loss))):
                 return
         torch.autograd.backward(self.loss_scale.scale(weighted))
 
@@ -140,7 +129,7 @@ class Engine:
         gradient release has updated some weights before a gradient turned out not to be finite.
         """
         result = self._step(max_norm) if self._release is None else self._finish_release(self._release, max_norm)
-        self._loss = torch.zeros_like(self._loss)
+        self._weighing.restart()
         self.steps_taken += 1
         return result
 
@@ -152,7 +141,7 @@ class Engine:
         parameters, gradients = list(found.values()), [p.grad for p in found.values() if p.grad is not None]
         overflow = self.loss_scale.unscale_(gradients)
         norm = global_norm(gradients, self.device, [self.spread.copies(name) for name in found])
-        loss, norm = self._over_ranks(self._loss, norm)
+        loss, norm = self._over_ranks(norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss) & (overflow == 0)
         wanted = finite & (loss <= self.highest_loss)
         if self._may_update(wanted):
@@ -161,15 +150,15 @@ class Engine:
             self.optimizer.step()
         self.loss_scale.update(1 - finite.float())
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, norm, wanted, learning_rate, scale)
+        return StepResult(loss, norm, wanted, learning_rate, scale, parts=self._weighing.parts)
 
-    def _over_ranks(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    def _over_ranks(self, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and the global norm (fp32) from this rank's share of the loss and norm of its gradients."""
         if self.world.size == 1:
-            return loss, norm
+            return self._weighing.loss, norm
         square = norm.double().square() / self.spread.replicate
-        sums = self.world.all_reduce(torch.stack([loss / self.world.size, square]), "SUM")
-        return sums[0], sums[1].sqrt().float()
+        sums = self.world.all_reduce(torch.stack([*self._weighing.share_of_losses(), square]), "SUM")
+        return self._weighing.set_losses(sums[:-1]), sums[-1].sqrt().float()
 
     def _agreed(self, finite: Tensor) -> Tensor:
         """Return whether something is so on all ranks."""
@@ -186,14 +175,15 @@ class Engine:
         if max_norm is not None:
             raise InputError(f"a global norm of {max_norm:g} with gradient release: {CLIPPED_RELEASE}")
         copies = [self.spread.copies(name) for name in self.parameters]
-        loss, norm = self._over_ranks(self._loss, release.take_norm(copies))
+        loss, norm = self._over_ranks(release.take_norm(copies))
         finite = torch.isfinite(loss)
         if bool(finite & ~torch.isfinite(norm)):
             raise NonFiniteGradient(
                 f"step {self.steps_taken + 1}: a gradient was not finite, and gradient release had updated other "
                 "weights by then; go on from a checkpoint, with optimizer.gradient_release=false to skip such steps"
             )
-        return StepResult(loss, norm, finite, self._set_learning_rate(), self.loss_scale.value)
+        rate, parts = self._set_learning_rate(), self._weighing.parts
+        return StepResult(loss, norm, finite, rate, self.loss_scale.value, parts=parts)
 
     def _set_learning_rate(self) -> float:
         factor = self._schedule(self.steps_taken)

@@ -12,11 +12,14 @@ from pathlib import Path
 from bigtrain import slurm
 from bigtrain.checkpoint import manifest
 from bigtrain.checkpoint.lock import check_unused
-from bigtrain.checkpoint.resume import as_chosen_before, check_resume, stored_recipe
+from bigtrain.checkpoint.resume import as_chosen_before, check_resume, earlier_recipe, stored_recipe
 from bigtrain.config.checks import node_counts
 from bigtrain.config.dump import to_yaml
+from bigtrain.config.initial_shape import PLAN_FILE, shaped_as
+from bigtrain.config.paths import local_path
 from bigtrain.config.schema import ModelSection, Recipe
 from bigtrain.config.shape_checks import fault
+from bigtrain.config.trackers import check_trackers
 from bigtrain.data.ensure import child_environment, ensure_prepared
 from bigtrain.data.packing import check_rows
 from bigtrain.data.vocabulary import TRAIN, vocabulary_size
@@ -55,6 +58,7 @@ def launch(
     before it was planned, and all follow the plan of the first. Raises InputError before anything is started.
     """
     check_devices(plan)
+    check_trackers(plan.recipe)
     several = started_ranks(plan.recipe) is None and node_counts(plan.recipe.cluster.nodes)[-1] > 1
     if several:
         check_meeting(plan.recipe)
@@ -197,11 +201,22 @@ def on_ranks_here(recipe: Recipe) -> Recipe:
 
 def plan_again(recipe: Recipe, run_dir: Path) -> Plan:
     """Plan a recipe for this machine; a run that is gone on with keeps what was chosen for it, if that still does."""
-    recipe = on_ranks_here(recipe)
+    recipe = on_ranks_here(shaped_before(recipe, run_dir))
     hardware = chosen_hardware(recipe)
     with suppress(RecipeError, DoesNotFit):  # what was chosen then is not to blame for what is written now
         return plan(as_chosen_before(recipe, run_dir, hardware), hardware)
     return plan(recipe, hardware)
+
+
+def shaped_before(recipe: Recipe, run_dir: Path) -> Recipe:
+    """Return a recipe with the shape that its run has, where the weights that this one started from are gone."""
+    source = recipe.train.init_from
+    if source is None or (local_path(source) / PLAN_FILE).exists():
+        return recipe
+    earlier = earlier_recipe(run_dir)
+    if earlier is None or earlier.recipe.train.init_from != source:
+        return recipe
+    return shaped_as(recipe, earlier.recipe.model, str(earlier.path))
 
 
 def worker_environment(kind: str, processes: int = 1) -> dict[str, str]:
@@ -250,8 +265,11 @@ def check_init_from(plan: Plan) -> None:
 def _why_not(folder: Path, wanted: ModelSection) -> str | None:
     try:
         complete = (folder / manifest.MANIFEST).is_file() or manifest.step_folders(folder)
+        foreign = not complete and (folder / "config.json").is_file()
     except OSError as error:
         return f"{error.strerror}; give a run folder, or a step-NNNNNNNN folder in one"
+    if foreign:
+        return f"a Hugging Face folder; first: bigtrain import {folder} OUT, and give OUT"
     if not complete:
         return "holds no checkpoint; give a run folder, or a step-NNNNNNNN folder in one"
     there = stored_recipe(folder).model

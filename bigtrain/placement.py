@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -22,14 +23,16 @@ def place(
 ) -> dict[str, Tensor]:
     """Move a model to a device; parameters on the meta device are created there and initialised from the seed.
 
-    Modules are initialised by their `reset_parameters`, or by the `_init_weights` of a transformers model. `keep` is
-    given each parameter once nothing initialises it any more: where it rounds, the model is never whole in the dtype
+    Modules are initialised by their `reset_parameters`, by the `_init_weights` of a transformers model, or all by an
+    `init_weights()` of the model's own, as in torchtitan, for which the model is whole for a moment. `keep` is given
+    each parameter once nothing initialises it any more: where it rounds, the model is never whole in the dtype
     that it is initialised in. The weights do not depend on it, but for its rounding.
 
     With `cut` a parameter that was created goes back to the meta device after that, and what `cut` makes of its name
     and its numbers is returned by name: the model is never whole on the device. Nothing is cut of a model that was not
     on the meta device.
-    Raises InputError naming the first module that has parameters or buffers and neither.
+    Raises InputError naming the first module that has parameters or buffers and none of these, or the first tensor that
+    `init_weights()` leaves out.
     """
     tensors = [*model.parameters(), *model.buffers()]
     if not any(tensor.is_meta for tensor in tensors):
@@ -71,6 +74,10 @@ class _Creation:
 
     def run(self, seed: int) -> None:
         """Create and initialise everything."""
+        if whole := _initialiser_of_all(self._model):
+            torch.manual_seed(seed)
+            self._run_whole(whole)
+            return
         calls = list(_initialisers(self._model))
         needs = [self._needs(module, initialise) for module, initialise in calls]
         last = {key: number for number, keys in enumerate(needs) for key in keys}
@@ -105,6 +112,19 @@ class _Creation:
             met.memories.update(_memory(tensor) for below in module.modules() for _, tensor in _own(below))
         own = {id(tensor) for _, tensor in _own(module)}
         return [key for key, tensor in self._tensors.items() if key in own or _memory(tensor) in met.memories]
+
+    def _run_whole(self, initialise: Callable[[], object]) -> None:
+        """Create all tensors and have them initialised; a buffer may also be replaced."""
+        made = {key: self._create(key) for key in self._tensors}
+        met = _Met()
+        with self._device, met:
+            initialise()
+        for key, tensor in list(made.items()):
+            module, name = self._places[key][0]
+            if getattr(module, name) is tensor and _memory(tensor) not in met.memories:
+                of_whom = f"{name} of a {type(module).__name__}"
+                raise InputError(f"{of_whom} is on the meta device, and init_weights() leaves it out; initialise it there")
+            self._finish(key, made)
 
     def _create(self, key: int) -> Tensor:
         tensor = self._tensors[key]
@@ -141,6 +161,18 @@ def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, t) for name, t in [*module._parameters.items(), *module._buffers.items()] if t is not None]
 
 
+def _initialiser_of_all(model: nn.Module) -> Callable[[], object] | None:
+    """Return a method of a model's own, not of transformers', that initialises all of it and needs no arguments."""
+    its_own: Any = getattr(model, "init_weights", None)
+    if not callable(its_own) or callable(getattr(model, "_init_weights", None)):
+        return None
+    needed = [p for p in signature(its_own).parameters.values() if p.default is p.empty and p.kind not in _ANY]
+    return None if needed else its_own
+
+
+_ANY = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
 def _initialisers(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[], object]]]:
     """Yield what initialises each module, in the order in which they take random numbers."""
     of_transformers: Any = getattr(model, "_init_weights", None)
@@ -164,6 +196,7 @@ def _initialisers(model: nn.Module) -> Iterator[tuple[nn.Module, Callable[[], ob
 def find_blocks(model: nn.Module, blocks: type[nn.Module] | Sequence[nn.Module] | None = None) -> list[nn.Module]:
     """Return a model's repeated blocks: those given, all modules of a class, or the members of its longest ModuleList.
 
+    A ModuleDict whose members are all of one class counts as such a list.
     Raises InputError if there are none, or if one is no module of the model.
     """
     if isinstance(blocks, type):
@@ -176,9 +209,17 @@ def find_blocks(model: nn.Module, blocks: type[nn.Module] | Sequence[nn.Module] 
                 f"{type(model).__name__}: a {type(strange[0]).__name__} among the blocks is not part of it"
             )
     else:
-        lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+        lists = [members for module in model.modules() for members in _members(module)]
         found = max(lists, key=len, default=[])
     if not found:
         wanted = f"module of class {blocks.__name__}" if isinstance(blocks, type) else "ModuleList of blocks"
         raise InputError(f"{type(model).__name__}: has no {wanted}; name the class of its blocks with blocks=...")
     return found
+
+
+def _members(module: nn.Module) -> Iterator[list[nn.Module]]:
+    """Yield what a module holds in a row, if it does."""
+    if isinstance(module, nn.ModuleList):
+        yield list(module)
+    elif isinstance(module, nn.ModuleDict) and len({type(member) for member in module.values()}) == 1:
+        yield list(module.values())

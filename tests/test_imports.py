@@ -50,6 +50,7 @@ LEAN = (
     "sharding/*cost.py",
     "slurm.py",
     "spawner.py",
+    "translation/*.py",
     "units.py",
     "world.py",
 )

@@ -303,3 +303,54 @@ def test_buffers_stay_whole() -> None:
         model = nn.BatchNorm1d(3)
     found = place(model, CPU, seed=0, cut=lambda _name, tensor: tensor.clone())
     assert sorted(found) == ["bias", "weight"] and model.running_var.tolist() == [1, 1, 1]
+
+
+class Titan(nn.Module):
+    """A model in torchtitan's manner: layers by name, a table that is computed, one method that initialises all."""
+
+    def __init__(self, left_out: bool = False) -> None:
+        super().__init__()
+        self.left_out = left_out
+        self.layers = nn.ModuleDict({str(number): nn.Linear(4, 4) for number in range(3)})
+        self.scale = nn.Parameter(torch.empty(4))
+        self.register_buffer("table", self.compute(), persistent=False)
+
+    def compute(self) -> Tensor:
+        return torch.arange(4).float()
+
+    def init_weights(self, buffer_device: torch.device | None = None) -> None:
+        self.table = self.compute()
+        for layer in self.layers.values():
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        if not self.left_out:
+            nn.init.ones_(self.scale)
+
+
+def test_a_model_may_initialise_all_of_itself() -> None:
+    made, cut = [], {}
+    for _ in range(2):
+        with torch.device("meta"):
+            made.append(Titan())
+        cut = place(made[-1], CPU, seed=3, cut=(lambda _, tensor: tensor.clone()) if len(made) == 2 else None)
+    torch.manual_seed(3)
+    plain = Titan()
+    plain.init_weights()
+    assert torch.equal(made[0].table, plain.table) and torch.equal(made[1].table, plain.table)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(made[0].get_parameter(name), parameter) and torch.equal(cut[name], parameter)
+        assert made[1].get_parameter(name).is_meta
+    assert find_blocks(plain) == list(plain.layers.values())
+
+
+def test_what_such_a_method_leaves_out_is_refused_by_name() -> None:
+    with torch.device("meta"):
+        model = Titan(left_out=True)
+    with pytest.raises(InputError, match=r"scale of a Titan is on the meta device, and init_weights\(\) leaves it out"):
+        place(model, CPU, seed=0)
+
+
+def test_a_dictionary_of_different_modules_is_no_list_of_blocks() -> None:
+    named = nn.ModuleDict({"embed": nn.Embedding(4, 4), "head": nn.Linear(4, 4)})
+    with pytest.raises(InputError, match="has no ModuleList"):
+        find_blocks(nn.Sequential(named))

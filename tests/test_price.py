@@ -57,7 +57,7 @@ SECTIONS = {
         "tie_word_embeddings",
     ),
     "data": ("vocab_size", "sequence_length", "source", "validation_fraction"),
-    "train": ("micro_batch_size", "max_grad_norm", "dropout", "attention_dropout", "z_loss", "label_smoothing"),
+    "train": ("micro_batch_size", "max_grad_norm", "dropout", "attention_dropout", "z_loss", "label_smoothing", "masking_probability"),
     "optimizer": ("name", "state", "gradient_release"),
     "amp": ("precision", "master_weights"),
     "recompute": ("policy",),
@@ -93,6 +93,16 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "no master weights": {**LOW, "master_weights": "none"},
     "split24, accumulated": {**LOW, "accumulation_steps": 2},
     "bf16, attention dropout": {**LOW, "attention_dropout": 0.1},
+    "all": {**LOW, **RELEASED, "policy": "full", "state": "8bit", "dropout": 0.1},
+}
+PAIRS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated, dropout": {"accumulation_steps": 3, "dropout": 0.1},
+    "short rows": {"sequence_length": 16, "micro_batch_size": 16, "hidden_size": 64},
+    "full, untied": {"policy": "full", "tie_word_embeddings": False},
+    "mixed, most masked": {"policy": ["full", "none", "selective"], "masking_probability": 0.6},
+    "bf16": {"precision": "bf16"},
+    "muon": {"name": "muon"},
     "all": {**LOW, **RELEASED, "policy": "full", "state": "8bit", "dropout": 0.1},
 }
 FAMILIES = {
@@ -142,7 +152,7 @@ def plan_of(**choice: Any) -> Plan:
         section: {key: chosen[key] for key in keys if key in chosen} for section, keys in SECTIONS.items()
     }
     sections["train"] |= {
-        "objective": "mlm" if chosen["family"] == "bert" else "clm",
+        "objective": chosen.get("objective", "mlm" if chosen["family"] == "bert" else "clm"),
         "global_batch_size": chosen["micro_batch_size"] * chosen["accumulation_steps"],
         "steps": 10,
         "device": "cpu",
@@ -153,15 +163,19 @@ def plan_of(**choice: Any) -> Plan:
 
 
 def full_rows(plan: Plan, lengths: list[int] | None = None) -> dict[str, Tensor]:
-    """Return a global batch of rows that documents of these lengths fill, by default one document."""
+    """Return a global batch of rows that documents of these lengths fill, by default one document, or a pair."""
     recipe = plan.recipe
     count, length = recipe.train.global_batch_size, recipe.data.sequence_length
     ids = torch.randint(5, plan.model.vocab_size, (count, length))
     labels = ids.clone()
-    if recipe.train.objective == "mlm":
+    if recipe.train.objective != "clm":
         hidden = max(1, round(recipe.train.masking_probability * length))
         labels[torch.rand(count, length).argsort(1).argsort(1) >= hidden] = -100
-    return {"input_ids": ids, "labels": labels, "document_lengths": torch.tensor([lengths or [length]] * count)}
+    rows = {"input_ids": ids, "labels": labels, "document_lengths": torch.tensor([lengths or [length]] * count)}
+    if recipe.train.objective == "mlm_nsp":
+        rows["segment_ids"] = (torch.arange(length) >= length // 3).long().repeat(count, 1)
+        rows["next_sentence_labels"] = torch.randint(2, rows["document_lengths"].shape)
+    return rows
 
 
 class Measured(NamedTuple):
@@ -227,6 +241,12 @@ def seeded(torch_seed: int) -> None:
 @pytest.mark.parametrize(("mechanism", "family"), list(zip(MECHANISMS, cycle(FAMILIES), strict=False)))
 def test_a_mechanism_alone(mechanism: str, family: str) -> None:
     plan = plan_of(**{**FAMILIES[family], **MECHANISMS[mechanism]})
+    assert abs(deviation(plan, [full_rows(plan)] * 2)) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_pairs_of_texts(case: str) -> None:
+    plan = plan_of(objective="mlm_nsp", **PAIRS[case])
     assert abs(deviation(plan, [full_rows(plan)] * 2)) < TOLERANCE
 
 

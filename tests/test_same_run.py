@@ -27,6 +27,7 @@ MIXED = ("full", "none", "selective")
 POLICIES = ("selective", "full", MIXED)
 LAYERS, WIDTH, ROWS, LENGTH, VOCABULARY = 3, 32, 8, 16, 90
 STEPS, FEW_STEPS = 20, 6
+PAIRS = "next_sentence_labels"
 EXACT: dict[str, Any] = {"precision": "fp32", "master_weights": "fp32", "state": "fp32"}
 NIGHTLY = pytest.mark.nightly
 LEAN: dict[str, Any] = {"precision": "bf16", "master_weights": "split24", "state": "8bit"}
@@ -77,6 +78,7 @@ def plan_of(
     length: int = LENGTH,
     compiled: bool = False,
     device: hardware.Hardware | None = None,
+    objective: str = "",
 ) -> Plan:
     """Return the plan of a small run; `released` goes without clipping, as it must."""
     recipe = Recipe.model_validate(
@@ -92,7 +94,7 @@ def plan_of(
             },
             "data": {"vocab_size": VOCABULARY, "sequence_length": length},
             "train": {
-                "objective": "mlm" if family == "bert" else "clm",
+                "objective": objective or ("mlm" if family == "bert" else "clm"),
                 "steps": STEPS,
                 "global_batch_size": ROWS,
                 "micro_batch_size": micro,
@@ -133,13 +135,21 @@ def rows(family: str, step: int, length: int = LENGTH) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels, "document_lengths": lengths.to(torch.int32)}
 
 
+def with_pairs(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return rows whose documents are pairs of texts, of which some labels do not count: those of documents not there."""
+    ids, lengths = rows["input_ids"], rows["document_lengths"]
+    labels = (ids[:, : lengths.shape[1]] % 2).masked_fill(lengths == 0, -100)
+    return {**rows, "segment_ids": (torch.arange(ids.shape[1]) % 5 > 2).long().repeat(len(ids), 1), PAIRS: labels}
+
+
 def follow(plan: Plan, steps: int = STEPS) -> Trace:
     """Train as the shipped loop does."""
     recipe, engine = plan.recipe, build_engine(plan)
     losses, norms, gradients = [], [], {}
     for step in range(steps):
         seed_step(recipe.seed, step)
-        for micro in engine.micro_batches(rows(plan.model.family, step, recipe.data.sequence_length)):
+        batch = rows(plan.model.family, step, recipe.data.sequence_length)
+        for micro in engine.micro_batches(with_pairs(batch) if plan.model.next_sentence else batch):
             engine.backward(engine.model(**micro))
         if step == 0:
             gradients = {n: p.grad.clone() for n, p in engine.model.named_parameters() if p.grad is not None}
@@ -211,6 +221,28 @@ def test_the_micro_batch_changes_no_more_than_the_order_of_sums(family: str, mic
     for name, expected in whole.gradients.items():
         difference = torch.linalg.vector_norm(cut.gradients[name] - expected)
         assert difference <= 1e-5 * torch.linalg.vector_norm(expected), name
+
+
+@each_policy
+def test_with_pairs_recompute_is_bitwise_none(policy: Any) -> None:
+    plain = run("bert", FEW_STEPS, objective="mlm_nsp")
+    assert run("bert", FEW_STEPS, objective="mlm_nsp", policy=policy).equals(plain)
+    assert not torch.equal(plain.losses, run("bert", FEW_STEPS).losses)
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_with_pairs_the_micro_batch_changes_no_more_than_the_order_of_sums(micro: int) -> None:
+    """Rows have one pair or two, and from one label to seven: each task is weighted by what it counts."""
+    whole, cut = (run("bert", objective="mlm_nsp", dropout=0.0, micro=rows) for rows in (ROWS, micro))
+    torch.testing.assert_close(cut.losses, whole.losses, rtol=1e-6, atol=0)
+    for name, expected in whole.gradients.items():
+        difference = torch.linalg.vector_norm(cut.gradients[name] - expected)
+        assert difference <= 1e-5 * torch.linalg.vector_norm(expected), name
+
+
+def test_with_pairs_gradient_release_is_bitwise_the_update_after_backward() -> None:
+    released, kept = (run("bert", FEW_STEPS, objective="mlm_nsp", released=on, clip=None) for on in (True, False))
+    assert released._replace(norms=kept.norms).equals(kept)
 
 
 @pytest.mark.parametrize("formats", [EXACT, LEAN], ids=["exact", "lean"])

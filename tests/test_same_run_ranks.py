@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 COARSE = {"adafactor": 1e-4}
 """Of norms: its updates divide by means of few squares, so that a last bit grows."""
 Case = tuple[int, str, str]
-"""Ranks, family, and a layout or, at stage 3, a mechanism."""
+"""Ranks, family, or `pairs` for a BERT that learns of pairs of texts, and a layout or, at stage 3, a mechanism."""
 
 FAMILIES = ("bert", "gpt")
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
@@ -32,6 +32,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     },
 }
 CASES = [(world, family, name) for world, layouts in LAYOUTS.items() for family in FAMILIES for name in layouts]
+CASES += [(2, "pairs", "stage 2"), (2, "pairs", "stage 3")]
 ALWAYS_ON_FOUR = {
     ("gpt", "stage 3"),
     ("gpt", "hybrid 1"),
@@ -69,7 +70,7 @@ def recipe_of(
     """Return a small recipe in fp32, without dropout: which masks are drawn depends on the rank."""
     sections: dict[str, dict[str, Any]] = {
         "model": {
-            "family": family,
+            "family": "bert" if family == "pairs" else family,
             "hidden_size": 36,  # 90 rows and 36 divide by 4 ranks with a rest, or leave parts of another size
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
@@ -77,7 +78,7 @@ def recipe_of(
         },
         "data": {"vocab_size": VOCABULARY, "sequence_length": LENGTH},
         "train": {
-            "objective": "mlm" if family == "bert" else "clm",
+            "objective": {"bert": "mlm", "pairs": "mlm_nsp"}.get(family, "clm"),
             "steps": STEPS,
             "global_batch_size": ROWS,
             "micro_batch_size": 2,

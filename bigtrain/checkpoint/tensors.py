@@ -12,8 +12,9 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,22 +134,57 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], parts: Mapping[str,
 
     `parts` say, by name, which of them are parts of larger tensors.
     """
-    header: dict[str, Any] = {METADATA: {name: boxes.to_text(part) for name, part in parts.items()}} if parts else {}
+    texts = {name: boxes.to_text(part) for name, part in (parts or {}).items()}
+    outlines = {
+        name: Outline(tensor.dtype, tuple(tensor.shape), partial(_itself, tensor)) for name, tensor in tensors.items()
+    }
+    return write_outlines(path, outlines, texts)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Outline(NamedTuple):
+    """A tensor that is made when it is written: what it will be, and what makes it."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def size(self) -> int:
+        """Return its bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_outlines(path: Path, outlines: Mapping[str, Outline], texts: Mapping[str, str]) -> Digest:
+    """Write tensors to a new safetensors file, each made when its turn comes and dropped after.
+
+    `texts` are the header's metadata.
+    """
+    header: dict[str, Any] = {METADATA: dict(texts)} if texts else {}
     end = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+    for name, outline in outlines.items():
+        size = outline.size
+        header[name] = {"dtype": DTYPES[outline.dtype], "shape": list(outline.shape), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     _check_header(path, text)
     with _abandoned_on_error(DigestingFile(path)) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            if tensor.numel():
-                flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                file.write(_bytes_of(flat))
+        for name, outline in outlines.items():
+            _write_tensor(file, name, outline)
         return file.close()
+
+
+def _write_tensor(file: DigestingFile, name: str, outline: Outline) -> None:
+    tensor = outline.make()
+    if (tensor.dtype, tuple(tensor.shape)) != (outline.dtype, outline.shape):
+        raise ValueError(f"{name}: {tensor.dtype} of {tuple(tensor.shape)}, not as the header says")
+    if tensor.numel():
+        file.write(_bytes_of(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)))
 
 
 def _check_header(path: Path, text: bytes) -> None:

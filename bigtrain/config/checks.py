@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from bigtrain.config.keys import listed
-from bigtrain.config.paths import local_path, looks_like_path
+from bigtrain.config.paths import LONGEST_DOCUMENT, local_path, looks_like_path
 from bigtrain.config.schema import Recipe
 from bigtrain.config.shape_checks import fault, nearest_divisors, shape_faults
 from bigtrain.config.tensor_parallel import data_ranks, rank_faults, tensor_faults
@@ -17,6 +17,9 @@ from bigtrain.units import parse_share
 
 OBJECTIVES = {"bert": ("mlm", "mlm_nsp"), "gpt": ("clm",), "llama": ("clm",)}
 """What each family can be trained on: attention in both directions would see the next token."""
+
+SHORTEST_PAIR = 5
+"""Tokens of a row of next-sentence pairs: [CLS] A [SEP] B [SEP], one for each text."""
 
 LENGTHS = ("steps", "tokens", "epochs")
 
@@ -34,7 +37,7 @@ def recipe_faults(recipe: Recipe) -> list[Fault]:
     """Return every fault that follows from several keys together, or from a file that is not there."""
     if faults := [*_sizes(recipe)]:  # the checks below take time with the size
         return faults
-    checks = (_objective, _length, _schedule, _nodes, _rendezvous, _source, _tokenizer, rank_faults)
+    checks = (_objective, _length, _schedule, _nodes, _rendezvous, _source, _document_lengths, _tokenizer, rank_faults)
     found = [fault for check in checks for fault in check(recipe)]
     return [*shape_faults(recipe, tensor_faults), *found, *batch_faults(recipe, world_sizes(recipe))]
 
@@ -131,6 +134,13 @@ def _objective(recipe: Recipe) -> Iterator[Fault]:
         fits = listed(map(repr, OBJECTIVES[family]))
         text = f"{objective!r} does not fit the family {family!r}; use {fits}"
         yield fault(recipe, "train.objective", text, "model.family")
+    length = recipe.data.sequence_length
+    if objective == "mlm_nsp" and length < SHORTEST_PAIR:
+        text = f"rows of {length} tokens have no room for a pair of texts and [CLS], [SEP], [SEP]; use at least {SHORTEST_PAIR}"
+        yield fault(recipe, "data.sequence_length", text, "train.objective")
+    if objective == "clm" and recipe.train.whole_word_masking:
+        text = "'clm' masks nothing; use false, or the objective 'mlm' or 'mlm_nsp' of the family 'bert'"
+        yield fault(recipe, "train.whole_word_masking", text, "train.objective")
 
 
 def _length(recipe: Recipe) -> Iterator[Fault]:
@@ -198,11 +208,30 @@ def _rendezvous(recipe: Recipe) -> Iterator[Fault]:
 
 def _source(recipe: Recipe) -> Iterator[Fault]:
     source = recipe.data.source
-    if isinstance(source, list) and "embedded" in source:
+    if recipe.data.mixture is not None:
+        if source != "embedded":
+            yield fault(recipe, "data.source", "a mixture names its sources itself; leave this out, or data.mixture")
+        for entry in recipe.data.mixture:
+            yield from _named(recipe, "data.mixture", entry.source)
+    elif isinstance(source, list) and "embedded" in source:
         yield fault(recipe, "data.source", "'embedded' stands alone, not in a list; write data.source: embedded")
-        return
+    else:
+        yield from _named(recipe, "data.source", source)
+
+
+def _named(recipe: Recipe, key: str, source: str | list[str]) -> Iterator[Fault]:
     for name in source if isinstance(source, list) else [source]:
-        yield from _missing_path(recipe, "data.source", name, "name a folder, a file, a hub id or 'embedded'")
+        yield from _missing_path(recipe, key, name, "name a folder, a file, a hub id or 'embedded'")
+
+
+def _document_lengths(recipe: Recipe) -> Iterator[Fault]:
+    least, most = recipe.data.min_characters, recipe.data.max_characters
+    if most is not None and least > most:
+        yield fault(recipe, "data.min_characters", f"{least} is above data.max_characters, {most}; no document is both")
+    if max(least, most or 0) > LONGEST_DOCUMENT:
+        key = "data.min_characters" if least > LONGEST_DOCUMENT else "data.max_characters"
+        text = f"documents are cut at {LONGEST_DOCUMENT:,} characters before; use at most so many"
+        yield fault(recipe, key, text)
 
 
 def _tokenizer(recipe: Recipe) -> Iterator[Fault]:

@@ -16,15 +16,15 @@ def to_yaml(recipe: Recipe, comments: Mapping[str, str] | None = None) -> str:
     """Return the recipe as YAML with every key written out.
 
     `comments` holds text to put above a section, by its name, and above everything, under "". Bytes and seconds get
-    units that lose nothing.
+    units that lose nothing. Of a mapping in a list, what is null is left out.
     """
     comments = comments or {}
     values = recipe.model_dump()
     lines = [*_comment(comments.get("", ""))]
-    lines += [f"{key}: {_write(values[key])}" for key in schema_keys() if "." not in key]
+    lines += [f"{key}: {write_value(values[key])}" for key in schema_keys() if "." not in key]
     for section in sections():
         lines += ["", *_comment(comments.get(section, "")), f"{section}:"]
-        lines += [f"  {key}: {_write(value)}" for key, value in values[section].items()]
+        lines += [f"  {key}: {write_value(value)}" for key, value in values[section].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -34,13 +34,16 @@ def _comment(text: str) -> Iterator[str]:
         yield "# ".rstrip() if not line else f"# {line if line.isprintable() else ascii(line)}"
 
 
-def _write(value: object) -> str:
+def write_value(value: object) -> str:
+    """Return a value as YAML writes it in a line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return f"[{', '.join(map(_write, value))}]"
+        return f"[{', '.join(map(write_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {write_value(held)}' for key, held in value.items() if held is not None)}}}"
     if isinstance(value, str):
         return value if _PLAIN.fullmatch(value) and plain_value(value) == value else _quoted(value)
     return repr(value)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bigtrain import units
@@ -71,6 +72,8 @@ def show(key: str, value: object) -> str:
         return unit(value) if unit else repr(value)
     if isinstance(value, dict):
         return "a mapping"
+    if isinstance(value, BaseModel):
+        return ", ".join(f"{name} {show(key, held)}" for name, held in value if held is not None)
     text = f"[{', '.join(show(key, item) for item in value[:20])}]" if isinstance(value, list) else quoted(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -14,8 +15,10 @@ from pydantic import ValidationError
 
 from bigtrain.config.checks import recipe_faults
 from bigtrain.config.faults import schema_faults
+from bigtrain.config.initial_shape import PLAN_FILE, shaped_as
 from bigtrain.config.keys import sections
 from bigtrain.config.overrides import apply_overrides
+from bigtrain.config.paths import local_path
 from bigtrain.config.schema import Recipe
 from bigtrain.config.shipped import shipped_recipes
 from bigtrain.config.unbuilt import unbuilt_faults
@@ -37,7 +40,7 @@ def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Rec
         content = recipe_bytes(file)
     except OSError as error:
         raise RecipeError(Fault(_printable(file), "", f"cannot be read: {error.strerror}")) from error
-    recipe = read_recipe(content, os.fspath(file), overrides, name=_run_name(file.stem))
+    recipe = _with_initial_shape(read_recipe(content, os.fspath(file), overrides, name=_run_name(file.stem)))
     if faults := recipe_faults(recipe) or unbuilt_faults(recipe):
         raise RecipeError(*faults)
     return recipe
@@ -55,6 +58,22 @@ def read_recipe(content: bytes, where: str, overrides: Sequence[str] = (), *, na
     if recipe is None or written.faults:
         raise RecipeError(*written.faults)
     return recipe.with_origins(written.origins)
+
+
+def _with_initial_shape(recipe: Recipe) -> Recipe:
+    """Return a recipe with the shape of the weights that `train.init_from` names, where they are there to be read.
+
+    Where they are not, the recipe stays as it is: a run that has a checkpoint no longer needs them, and the launcher
+    refuses what it cannot use.
+    """
+    source = recipe.train.init_from
+    if source is None:
+        return recipe
+    plan_file = local_path(source) / PLAN_FILE
+    with suppress(RecipeError, OSError):
+        there = read_recipe(recipe_bytes(plan_file), str(plan_file))
+        return shaped_as(recipe, there.model, str(plan_file))
+    return recipe
 
 
 def _run_name(stem: str) -> str:

@@ -30,6 +30,8 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     tie_word_embeddings: bool = True
+    next_sentence: bool = False
+    """Whether a pooler and a head tell of a pair of texts if the second follows the first (bert)."""
 
     @property
     def head_dim(self) -> int:
@@ -44,11 +46,14 @@ class ModelConfig:
         return self.family != "bert"
 
 
-def resolve_model(section: ModelSection, *, vocab_size: int, sequence_length: int) -> ModelConfig:
+def resolve_model(
+    section: ModelSection, *, vocab_size: int, sequence_length: int, next_sentence: bool = False
+) -> ModelConfig:
     """Return the shape that a model section stands for: preset first, keys over it, then the family's defaults.
 
-    `vocab_size` (the tokenizer's) and `sequence_length` are what `auto` means. The section must have passed the
-    recipe's checks: without a preset, hidden_size, num_hidden_layers and num_attention_heads are there.
+    `vocab_size` (the tokenizer's) and `sequence_length` are what `auto` means; `next_sentence` is what the objective
+    needs. The section must have passed the recipe's checks: without a preset, hidden_size, num_hidden_layers and
+    num_attention_heads are there.
     """
     preset = PRESETS.get(section.preset or "", {})
     written = {key: value for key, value in section if value not in (None, "auto") and key != "preset"}
@@ -63,4 +68,4 @@ def resolve_model(section: ModelSection, *, vocab_size: int, sequence_length: in
         keys["max_position_embeddings"] = max(preset.get("max_position_embeddings", 0), sequence_length)
     keys.setdefault("intermediate_size", 4 * keys["hidden_size"])
     keys.setdefault("num_key_value_heads", keys["num_attention_heads"])
-    return ModelConfig(**keys)
+    return ModelConfig(**keys, next_sentence=next_sentence)

@@ -9,6 +9,9 @@ DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet", ".arrow")
 
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 
+LONGEST_DOCUMENT = 2**20
+"""Characters; a longer document is cut at a line end, so that one document never needs much memory."""
+
 
 def is_local(source: str) -> bool:
     """Return whether a source is meant to be a path: it exists, or it looks like one.

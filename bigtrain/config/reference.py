@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from bigtrain.config import schema as schema_module
 from bigtrain.config.keys import choices, expects, listed, schema_keys, sections, show
 from bigtrain.config.schema import Recipe
 from bigtrain.config.unbuilt import BUILT
@@ -58,8 +58,9 @@ def key_meanings() -> dict[str, str]:
     Pydantic can collect these too, but would then read its source again for each section at every start.
     """
     names = {model.__name__: f"{section}." for section, model in sections().items()} | {Recipe.__name__: ""}
+    modules = {sys.modules[model.__module__]: None for model in (Recipe, *sections().values())}
     meanings = {}
-    for node in ast.parse(inspect.getsource(schema_module)).body:
+    for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef) and node.name in names:
             for field, text in zip(node.body, node.body[1:], strict=False):
                 match field, text:

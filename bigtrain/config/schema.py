@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
+from bigtrain.config.data_section import DataSection as DataSection
+from bigtrain.config.section import Section as Section
 from bigtrain.config.types import (
     Auto,
     Betas,
@@ -30,13 +32,6 @@ from bigtrain.config.types import (
 Family = Literal["bert", "gpt", "llama"]
 RecomputePolicy = Literal["none", "selective", "full", "offload"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "aim", "swanlab", "comet"]
-
-
-class Section(BaseModel):
-    """A part of a recipe: strict types, no unknown keys, immutable."""
-
-    # Built at first use: a section inside the recipe needs no validator of its own, and starting up stays quick.
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
 
 class ModelSection(Section):
@@ -70,43 +65,16 @@ class ModelSection(Section):
     """Whether the head shares the token embedding; null is the family's: true (bert, gpt), false (llama)."""
 
 
-class DataSection(Section):
-    """What the model reads, and how it is cut into rows."""
-
-    source: Text | Annotated[list[Text], Field(min_length=1)] = "embedded"
-    """`embedded` (the Python standard library's text), a `datasets` hub id, a folder, a file, or a list of files:
-    .txt .jsonl .json .csv .parquet .arrow, each also with .gz or .zst."""
-    subset: Text | None = None
-    """The configuration of a hub data set, such as `20231101.en`."""
-    split: Text = "train"
-    """The split of a hub data set."""
-    text_column: Text = "text"
-    """The column that holds the text."""
-    streaming: bool = False
-    """Read a hub data set as a stream instead of downloading it first."""
-    tokenizer: Text = "train"
-    """`train` (on a bounded sample of the source), a tokenizer.json, a Hugging Face folder, or a hub id."""
-    vocab_size: Count = 30522
-    """Size of a tokenizer that is trained; unused tokens fill it up."""
-    lowercase: bool = False
-    """Whether a trained tokenizer folds case and strips accents (BERT's `uncased`)."""
-    sequence_length: Count = 512
-    """Tokens per row."""
-    packing: bool = True
-    """Put several documents into one row; attention never crosses from one to another. False: one per row, padded."""
-    validation_fraction: OpenFraction = 0.005
-    """Share of the documents that are kept for evaluation."""
-    cache: Text | None = None
-    """Folder of tokenized data; null is `BIGTRAIN_CACHE` or the user's cache folder."""
-
-
 class TrainSection(Section):
     """The objective, the batch and the length of the run."""
 
     objective: Literal["mlm", "clm", "mlm_nsp"]
-    """`mlm` (masked tokens), `clm` (the next token) or `mlm_nsp` (masked tokens and next-sentence pairs)."""
+    """`mlm` (masked tokens), `clm` (the next token) or `mlm_nsp` (masked tokens and next-sentence pairs: rows hold pairs
+    of texts, of which the second follows the first in half and comes from another document in the others)."""
     masking_probability: OpenFraction = 0.15
-    """Share of a row's tokens that are to be predicted (mlm); of these 80% are masked, 10% replaced, 10% kept."""
+    """Share of a row's tokens that are to be predicted (mlm, mlm_nsp); of these 80% are masked, 10% replaced, 10% kept."""
+    whole_word_masking: bool = False
+    """Choose whole words to be predicted, all tokens of each, instead of single tokens (mlm, mlm_nsp)."""
     init_from: Text | None = None
     """A run, a checkpoint or an imported folder whose weights a new run starts from."""
     global_batch_size: Count = 256

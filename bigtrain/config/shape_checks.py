@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from bigtrain.config.initial_shape import PLAN_FILE
 from bigtrain.config.keys import listed
 from bigtrain.config.model import ModelConfig, resolve_model
 from bigtrain.config.overrides import COMMAND_LINE
+from bigtrain.config.paths import local_path
 from bigtrain.config.presets import PRESETS
 from bigtrain.config.schema import ModelSection, Recipe
 from bigtrain.errors import Fault, did_you_mean
@@ -50,7 +52,10 @@ def _missing_shape(recipe: Recipe) -> Iterator[Fault]:
     if recipe.model.preset is None:
         for key in REQUIRED_SHAPE:
             if getattr(recipe.model, key) is None:
-                yield fault(recipe, f"model.{key}", "missing; without a preset the shape must be written out")
+                text, source = "missing; without a preset the shape must be written out", recipe.train.init_from
+                if source is not None:
+                    text = f"missing, and {source} has no plan.yaml to take it from; import that folder first"
+                yield fault(recipe, f"model.{key}", text)
 
 
 def _heads(recipe: Recipe, shape: ModelConfig) -> Iterator[Fault]:
@@ -83,7 +88,8 @@ def _positions(recipe: Recipe, shape: ModelConfig) -> Iterator[Fault]:
     length, positions = recipe.data.sequence_length, shape.max_position_embeddings
     if length > positions:
         text = f"{length} is longer than model.max_position_embeddings, {positions}"
-        text += "; shorten the rows or write auto there"
+        text += "; shorten the rows"
+        text += "" if _is_taken_over(recipe, "max_position_embeddings") else " or write auto there"
         yield fault(recipe, "data.sequence_length", text, "model.max_position_embeddings")
 
 
@@ -91,8 +97,17 @@ def _vocabulary(recipe: Recipe, shape: ModelConfig) -> Iterator[Fault]:
     trained = recipe.data.vocab_size
     if recipe.data.tokenizer == "train" and shape.vocab_size < trained:
         text = f"{shape.vocab_size} is smaller than the tokenizer's data.vocab_size, {trained}"
-        text += f"; use auto or at least {trained}"
+        if _is_taken_over(recipe, "vocab_size"):
+            text += f"; name the tokenizer of {recipe.train.init_from} in data.tokenizer, or train a smaller one"
+        else:
+            text += f"; use auto or at least {trained}"
         yield fault(recipe, "model.vocab_size", text, "data.vocab_size")
+
+
+def _is_taken_over(recipe: Recipe, key: str) -> bool:
+    """Tell whether a key of the shape came with the weights that the run starts from."""
+    source = recipe.train.init_from
+    return source is not None and recipe.origin(f"model.{key}") == str(local_path(source) / PLAN_FILE)
 
 
 def _policies(recipe: Recipe, shape: ModelConfig) -> Iterator[Fault]:

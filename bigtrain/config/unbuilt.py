@@ -7,9 +7,7 @@ from bigtrain.config.schema import Recipe
 from bigtrain.errors import Fault
 
 BUILT: dict[str, tuple[object, ...]] = {
-    "train.objective": ("mlm", "clm"),
     "logging.sample_every": (None,),
-    "logging.trackers": ("tensorboard",),
 }
 """Keys of which only these values work; of a list, these entries. A key without a row works whole."""
 

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigtrain import strict_json
-from bigtrain.config.schema import Recipe
+from bigtrain.config.schema import DataSection, Recipe
 from bigtrain.data.background import ReadAhead
+from bigtrain.data.batches import Batch, batches
 from bigtrain.data.cache import file_digest, locked, write_json, written_aside
 from bigtrain.data.corpus import (
-    LARGEST_MANIFEST_BYTES,
     MANIFEST,
     SPLITS,
     TOKENIZER,
     UNIGRAM_COUNTS,
     Corpus,
-    are_files,
     corpus_facts,
     corpus_folder,
     is_prepared,
     open_corpus,
 )
 from bigtrain.data.decoding import Meter, data_error
+from bigtrain.data.mixing import build_mixture
 from bigtrain.data.packing import RowIndex, require_length
-from bigtrain.data.part import PartWriter, total_counts
+from bigtrain.data.part import Frame, PartWriter, total_counts
 from bigtrain.data.progress import Progress
-from bigtrain.data.sources import documents, identity, total_bytes
+from bigtrain.data.reading import Reading, is_streamed, mark_of
+from bigtrain.data.selection import Selection, left_out_text
+from bigtrain.data.sources import identity, total_bytes
+from bigtrain.data.unfinished import State, files_of, finish, forget, resumed, seen_before
 from bigtrain.data.vocabulary import TOKENIZER_KEY
 from bigtrain.errors import DataError
 from bigtrain.units import format_count, format_seconds
@@ -45,13 +47,6 @@ if TYPE_CHECKING:
 
 SHARD_TOKENS = 2**26
 """A part ends with the batch that reaches this; it is the most that an interruption costs."""
-BATCH_CHARACTERS = 2**20
-"""Encoded at once: enough documents for every core, and no more than a hundred MB of encodings."""
-BATCH_DOCUMENTS = 8192
-STATE = "progress.json"
-
-State: TypeAlias = dict[str, Any]
-"""`parts`: the facts of each finished part; `consumed`: how many documents of the source they took."""
 
 
 def prepare(recipe: Recipe, show_progress: bool = True) -> Corpus:
@@ -60,15 +55,24 @@ def prepare(recipe: Recipe, show_progress: bool = True) -> Corpus:
     Waits for another process that prepares the same; goes on after the last finished shard of an interrupted one.
     Raises DataError for whatever is wrong with the source or the tokenizer.
     """
-    require_length(recipe.model.family, recipe.data.sequence_length, recipe.origin("data.sequence_length"))
+    length, pairs = recipe.data.sequence_length, recipe.train.objective == "mlm_nsp"
+    require_length(recipe.model.family, length, recipe.origin("data.sequence_length"), pairs=pairs)
+    corpus = prepare_tokens(recipe, show_progress)
+    for split in SPLITS:
+        RowIndex.open(corpus, split, length, recipe.data.packing, pairs=pairs)
+    return corpus
+
+
+def prepare_tokens(recipe: Recipe, show_progress: bool = True) -> Corpus:
+    """Do the part of `prepare` that rows of all lengths have in common."""
     folder = corpus_folder(recipe)
     with locked(folder.with_suffix(".lock")):
         if not is_prepared(folder):
-            _build(recipe, folder, show_progress)
-    corpus = open_corpus(recipe)
-    for split in SPLITS:
-        RowIndex.open(corpus, split, recipe.data.sequence_length, recipe.data.packing)
-    return corpus
+            if recipe.data.mixture is None:
+                _build(recipe, folder, show_progress)
+            else:
+                build_mixture(recipe, folder, show_progress, prepare_tokens)
+    return open_corpus(recipe)
 
 
 def _build(recipe: Recipe, folder: Path, show_progress: bool) -> None:
@@ -81,9 +85,10 @@ def _build(recipe: Recipe, folder: Path, show_progress: bool) -> None:
             with Progress("tokenizing", total_bytes(recipe.data), show_progress) as progress:
                 _tokenize(recipe, aside, progress)
         except DataError:
-            shutil.rmtree(aside)  # files that are mended have another fingerprint, so nobody would go on here
+            if not is_streamed(recipe.data):  # a stream that broke off goes on
+                shutil.rmtree(aside)  # files that are mended have another fingerprint, so nobody would go on here
             raise
-    (aside / STATE).unlink(missing_ok=True)
+    forget(aside)
     aside.rename(folder)
 
 
@@ -93,7 +98,9 @@ def _tokenize(recipe: Recipe, aside: Path, progress: Progress) -> None:
     origin = recipe.origin("data.source")
     before = identity(recipe.data, origin)
     kit = toolkit(recipe, aside / TOKENIZER, progress)
-    state = _resumed(aside)
+    state = resumed(aside)
+    if is_streamed(recipe.data) and recipe.data.max_tokens is None and (needed := needed_tokens(recipe)):
+        progress.say(f"reading the whole stream; data.max_tokens={needed} stops where this run has read enough")
     _write_parts(recipe, aside, kit, state, progress)
     if identity(recipe.data, origin) != before:
         raise data_error(origin, "the files changed while they were read; run again")
@@ -101,74 +108,67 @@ def _tokenize(recipe: Recipe, aside: Path, progress: Progress) -> None:
     held, tokens, _ = (sum(column) for column in zip(*total_counts(state["parts"]).values(), strict=True))
     took = format_seconds(progress.seconds)
     progress.say(f"tokenized {format_count(held)} documents into {format_count(tokens)} tokens in {took}")
+    if any(state["left_out"].values()):
+        progress.say(f"left out: {left_out_text(state['left_out'])}")
 
 
-def _resumed(aside: Path) -> State:
-    """Return the state of an interrupted run; of a new one also where a finished part is damaged."""
-    fresh: State = {"consumed": 0, "parts": []}
-    if not (aside / STATE).exists():
-        return fresh
-    try:
-        state: State = strict_json.read(aside / STATE, LARGEST_MANIFEST_BYTES)
-        files = _files(state)
-        whole = are_files(files) and type(state["consumed"]) is int and state["consumed"] >= 0
-        total_counts(state["parts"])
-        Corpus(aside, {"files": files}).verify()
-    except (DataError, ValueError, KeyError, TypeError, AttributeError):
-        return fresh
-    return state if whole else fresh
+def needed_tokens(recipe: Recipe) -> int | None:
+    """Return how many tokens give each row of a run once, those to evaluate on included; None for a run of epochs."""
+    train, steps = recipe.train, recipe.train.steps
+    tokens = train.tokens if steps is None else steps * train.global_batch_size * recipe.data.sequence_length
+    return None if tokens is None else math.ceil(tokens / (1 - recipe.data.validation_fraction))
 
 
 def _write_parts(recipe: Recipe, aside: Path, kit: Toolkit, state: State, progress: Progress) -> None:
-    meter, writer = Meter(), None
-    stream = documents(recipe.data, recipe.origin("data.source"), meter)
-    batches = ReadAhead(_batches(itertools.islice(stream, state["consumed"], None)), 1)
-    encoded = ReadAhead(_encoded(kit.tokenizer, batches), 1)
-    written = 0
-    with closing(batches), closing(encoded), ExitStack() as files:
-        for texts, encodings in encoded:
-            if writer is None:
-                writer = PartWriter(aside, len(state["parts"]), kit.dtype, total_counts(state["parts"]))
-                files.callback(writer.release)
-            written += writer.add(texts, encodings, kit.frame, recipe.data.validation_fraction)
+    meter, part, pending = Meter(), None, list[Batch]()
+    reading = Reading(recipe.data, recipe.origin("data.source"), meter, mark_of(state["mark"]))
+    selection = Selection(recipe.data, seen_before(aside, state))
+    read = ReadAhead(batches(reading, selection), 1)
+    encoded = ReadAhead(_encoded(kit.tokenizer, read), 1)
+    written, room = 0, _room(recipe.data, state)
+    with closing(read), closing(encoded), ExitStack() as files:
+        for batch, encodings in encoded:
+            if room <= 0:
+                break
+            if part is None:
+                part = PartWriter(aside, len(state["parts"]), kit.dtype, total_counts(state["parts"]))
+                files.callback(part.release)
+            kept = _documents_within(room, encodings, kit.frame)
+            tokens = part.add(batch.texts[:kept], encodings[:kept], kit.frame, recipe.data.validation_fraction)
+            written, room = written + tokens, room - tokens
+            pending.append(batch._replace(texts=[]))
             progress.update(meter.read_bytes, written)
-            if writer.tokens >= SHARD_TOKENS:
-                _finish(writer, state, aside)
-                writer = None
-        if writer is not None:
-            _finish(writer, state, aside)
+            if part.tokens >= SHARD_TOKENS or room <= 0:
+                finish(part, pending, state, aside)
+                part, pending = None, []
+        if part is not None:
+            finish(part, pending, state, aside)
 
 
-def _finish(writer: PartWriter, state: State, aside: Path) -> None:
-    state["parts"].append(writer.close())
-    state["consumed"] += writer.consumed
-    write_json(aside / STATE, state)
+def _room(data: DataSection, state: State) -> float:
+    """Return how many tokens may be written yet."""
+    written = sum(counts.tokens for counts in total_counts(state["parts"]).values())
+    return math.inf if data.max_tokens is None else data.max_tokens - written
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _documents_within(room: float, encodings: Sequence[Encoding], frame: Frame) -> int:
+    """Return how many documents to write until there is no more room: the last one may go beyond it."""
+    framing = len(frame.before) + len(frame.after)
+    lengths = np.array([len(encoding) + framing if len(encoding) else 0 for encoding in encodings], np.int64)
+    return len(encodings) if lengths.sum() <= room else int(np.searchsorted(np.cumsum(lengths), room)) + 1
 
 
-def _encoded(tokenizer: Tokenizer, batches: Iterable[list[str]]) -> Iterator[tuple[list[str], list[Encoding]]]:
+def _encoded(tokenizer: Tokenizer, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Encoding]]]:
     from bigtrain.data.tokenizer import is_of_tokenizers, panics_unsaid
 
     tried = False
     for batch in batches:
         try:
-            if not tried:  # one alone: where each fails after a while, all of a batch would take minutes
+            if batch.texts and not tried:  # one alone: where each fails after a while, all would take minutes
                 with panics_unsaid():
-                    tokenizer.encode(batch[0], add_special_tokens=False)
+                    tokenizer.encode(batch.texts[0], add_special_tokens=False)
                 tried = True
-            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            encodings = tokenizer.encode_batch_fast(batch.texts, add_special_tokens=False)
         except BaseException as error:
             if not is_of_tokenizers(error):
                 raise
@@ -181,8 +181,10 @@ def _manifest(recipe: Recipe, aside: Path, kit: Toolkit, state: State) -> dict[s
     totals = total_counts(state["parts"])
     if not all(totals[split].documents for split in SPLITS):
         text = "two documents are needed, one of them to evaluate on; in a .txt file a blank line ends a document"
+        if any(state["left_out"].values()):
+            text = f"two documents are needed, one of them to evaluate on; left out: {left_out_text(state['left_out'])}"
         raise data_error(recipe.origin("data.source"), text)
-    files = _files(state)
+    files = files_of(state)
     _write_unigram_counts(aside, files, kit)
     for name in (TOKENIZER, UNIGRAM_COUNTS):
         files[name] = {"bytes": (aside / name).stat().st_size, "sha256": file_digest(aside / name)}
@@ -193,11 +195,8 @@ def _manifest(recipe: Recipe, aside: Path, kit: Toolkit, state: State) -> dict[s
         "tokenizer": {"vocab_size": kit.vocab_size, "special_tokens": asdict(kit.special)},
         "splits": {split: counts._asdict() for split, counts in totals.items()},
         "files": files,
+        "left_out": state["left_out"],
     }
-
-
-def _files(state: State) -> dict[str, Any]:
-    return {name: facts for part in state["parts"] for name, facts in part["files"].items()}
 
 
 def _write_unigram_counts(aside: Path, files: Iterable[str], kit: Toolkit) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -17,19 +18,25 @@ from bigtrain import strict_json
 from bigtrain.config.schema import Family, Recipe
 from bigtrain.data.cache import cache_folder, file_digest, fingerprint
 from bigtrain.data.decoding import data_error
+from bigtrain.data.selection import NOTHING_LEFT_OUT, is_left_out, selection_facts
 from bigtrain.data.shards import Shard, Tokens, open_shard
 from bigtrain.data.sources import identity
-from bigtrain.data.vocabulary import LARGEST_VOCABULARY, TRAIN, SpecialTokens, tokenizer_path, vocabulary_size
+from bigtrain.data.suitability import check_tokenizer
+from bigtrain.data.vocabulary import LARGEST_VOCABULARY, TRAIN, SpecialTokens, tokenizer_path
+from bigtrain.data.words import continuing_tokens
 from bigtrain.errors import DataError, Fault
 
 FORMAT_VERSION = 1
 Split: TypeAlias = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
+CORPORA, MIXTURES = "corpora", "mixtures"
+"""Folders of the cache: tokens of one source each, and what makes one corpus of several."""
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST_BYTES = 32 * 2**20
 """A part of 64 Mi tokens takes four entries, so this is enough for 2.5T tokens."""
 DTYPES = ("uint16", "uint32")
+LEAST_DOCUMENTS_OF_PAIRS = 2
 TOKENIZER = "tokenizer.json"
 UNIGRAM_COUNTS = "unigram_counts.npy"
 SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -43,9 +50,19 @@ class SplitCounts(NamedTuple):
     text_bytes: int
 
 
+class Source(NamedTuple):
+    """A corpus of which a mixture takes a share of its rows, by `weight` beside the others' weights."""
+
+    corpus: Corpus
+    weight: float
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """A complete corpus: documents one after another, BERT's as [CLS] ... [SEP], others with an end token."""
+    """A complete corpus: documents one after another, BERT's as [CLS] ... [SEP], others with an end token.
+
+    A mixture's documents are those of its sources, one source after another; their tokens stay where they are.
+    """
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -64,6 +81,17 @@ class Corpus:
     def special_tokens(self) -> SpecialTokens:
         """Return the ids of the special tokens."""
         return SpecialTokens(**self.manifest["tokenizer"]["special_tokens"])
+
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """Return what a mixture is made of; nothing for the corpus of one source."""
+        folder, sources = self.folder.parent.with_name(CORPORA), self.manifest.get("sources", ())
+        return tuple(Source(read_corpus(folder / source["corpus"]), float(source["weight"])) for source in sources)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Return how many documents of the source the recipe's filter left out, and how many as duplicates."""
+        return dict(self.manifest.get("left_out", NOTHING_LEFT_OUT))
 
     @property
     def tokenizer_file(self) -> Path:
@@ -91,8 +119,8 @@ class Corpus:
         shards = []
         for name in self._names(split):
             try:
-                shards.append(open_shard(self.folder, name, self.manifest["dtype"]))
-            except (OSError, ValueError) as error:
+                shards.append(open_shard(self.folder, name, self.manifest["dtype"], self._tokens_file(name)))
+            except (OSError, ValueError, IndexError) as error:
                 raise DataError(_damaged(self.folder / f"{name}.offsets")) from error
         return shards
 
@@ -110,6 +138,8 @@ class Corpus:
     def check_sizes(self) -> None:
         """Compare the sizes of all files with the manifest; raises DataError that names those that differ."""
         self._require(lambda path, facts: _is_own(path) and path.stat().st_size == facts["bytes"])
+        for source in self.sources:
+            source.corpus.check_sizes()
 
     def _require(self, whole: Callable[[Path, Mapping[str, Any]], bool]) -> None:
         files = ((self.folder / name, facts) for name, facts in self.manifest["files"].items())
@@ -118,19 +148,27 @@ class Corpus:
             raise DataError(*(_damaged(path) for path in damaged))
 
     def _names(self, split: Split) -> list[str]:
-        names = (name.removesuffix(".tokens") for name in self.manifest["files"] if name.endswith(".tokens"))
+        names = (name.removesuffix(".offsets") for name in self.manifest["files"] if name.endswith(".offsets"))
         return sorted(name for name in names if name.startswith(split))
+
+    def _tokens_file(self, name: str) -> Path:
+        if not self.sources:
+            return self.folder / f"{name}.tokens"
+        split, source, shard = name.split("-")
+        return self.sources[int(source)].corpus.folder / f"{split}-{shard}.tokens"
 
 
 def corpus_facts(recipe: Recipe) -> dict[str, Any]:
     """Return all that shapes the tokens of a recipe's corpus: not the length of rows, not the seed."""
     data = recipe.data
+    selection = selection_facts(data)
     return {
         "format": FORMAT_VERSION,
         "source": identity(data, recipe.origin("data.source")),
         "tokenizer": tokenizer_facts(recipe),
         "family": recipe.model.family,
         "validation_fraction": data.validation_fraction,
+        **({"selection": selection} if selection else {}),
     }
 
 
@@ -145,12 +183,21 @@ def tokenizer_facts(recipe: Recipe) -> dict[str, Any]:
 
 def corpus_folder(recipe: Recipe) -> Path:
     """Return where a recipe's corpus is, or will be; raises DataError when its source or tokenizer is not there."""
-    return cache_folder(recipe.data) / "corpora" / fingerprint(corpus_facts(recipe))
+    kind = CORPORA if recipe.data.mixture is None else MIXTURES
+    return cache_folder(recipe.data) / kind / fingerprint(corpus_facts(recipe))
 
 
 def is_prepared(folder: Path) -> bool:
-    """Return whether a corpus was finished in this folder."""
-    return (folder / MANIFEST).exists()
+    """Return whether a corpus was finished in this folder, and each one that it is a mixture of."""
+    if not (folder / MANIFEST).exists():
+        return False
+    sources = _read_manifest(folder / MANIFEST)["sources"] if folder.parent.name == MIXTURES else ()
+    return all((folder.parent.with_name(CORPORA) / source["corpus"] / MANIFEST).exists() for source in sources)
+
+
+def read_corpus(folder: Path) -> Corpus:
+    """Return the corpus in a folder; raises DataError for what is none."""
+    return Corpus(folder, _read_manifest(folder / MANIFEST))
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
@@ -159,10 +206,25 @@ def open_corpus(recipe: Recipe) -> Corpus:
     if not is_prepared(folder):
         text = "the data is not prepared; run: bigtrain prepare RECIPE"
         raise data_error(recipe.origin("data.source"), text)
-    corpus = Corpus(folder, _read_manifest(folder / MANIFEST))
+    corpus = read_corpus(folder)
     corpus.check_sizes()
     check_tokenizer(recipe, corpus.special_tokens, corpus.vocab_size)
+    if recipe.train.objective == "mlm_nsp":
+        for split in SPLITS if recipe.train.eval_every else SPLITS[:1]:
+            require_documents(corpus, split, recipe.origin("train.objective"))
+    if recipe.train.whole_word_masking:
+        continuing_tokens(corpus.tokenizer_file, corpus.vocab_size, recipe.origin("train.whole_word_masking"))
     return corpus
+
+
+def require_documents(corpus: Corpus, split: Split, origin: str = "") -> None:
+    """Raise DataError where a split has no two documents: a text of another one is what a pair's second may be."""
+    found = corpus.counts(split).documents
+    if found < LEAST_DOCUMENTS_OF_PAIRS:
+        held = f"{found} {'document' if found == 1 else 'documents'}"
+        more = "raise data.validation_fraction, or give more" if split == "validation" else "give more"
+        text = f"'mlm_nsp' pairs texts of different documents, and the {split} split has {held}; {more}, or use 'mlm'"
+        raise data_error(origin, text, "train.objective")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -171,7 +233,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(_damaged(path)) from error
     try:
-        whole = _is_whole(manifest)
+        whole = _is_whole(path, manifest)
     except (TypeError, KeyError, AttributeError):
         whole = False
     if not whole:
@@ -179,7 +241,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _is_whole(manifest: Any) -> bool:
+def _is_whole(path: Path, manifest: Any) -> bool:
     """Tell whether a manifest says what the rest of the code goes by; what has no such form at all raises."""
     size, special = manifest["tokenizer"]["vocab_size"], manifest["tokenizer"]["special_tokens"]
     splits = [manifest["splits"][split] for split in SPLITS]
@@ -194,7 +256,15 @@ def _is_whole(manifest: Any) -> bool:
         and all(type(count) is int and count >= 0 for counts in splits for count in counts.values())
         and are_files(manifest["files"])
         and {TOKENIZER, UNIGRAM_COUNTS} <= manifest["files"].keys()
+        and is_left_out(manifest.get("left_out", NOTHING_LEFT_OUT))
+        and all(_is_source(source) for source in manifest.get("sources", ()))
+        and ("sources" in manifest) == (path.parent.parent.name == MIXTURES)
     )
+
+
+def _is_source(source: Mapping[str, Any]) -> bool:
+    weight = source["weight"]
+    return bool(SAFE_NAME.fullmatch(source["corpus"])) and type(weight) is float and 0 < weight < inf
 
 
 def are_files(files: Mapping[str, Any]) -> bool:
@@ -207,30 +277,6 @@ def are_files(files: Mapping[str, Any]) -> bool:
 
 def _is_own(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def check_tokenizer(recipe: Recipe, special: SpecialTokens, vocab_size: int) -> None:
-    """Raise DataError where a recipe needs a special token that is not there, or a larger vocabulary."""
-    where, faults = recipe.origin("data.tokenizer"), []
-    wanted = {"mlm": [("mask", "[MASK]")], "clm": []}.get(recipe.train.objective, [("mask", "[MASK]")])
-    framing = [("bos", "[CLS]"), ("eos", "[SEP]")] if recipe.model.family == "bert" else [("eos", "<|endoftext|>")]
-    for kind, name in (*wanted, *framing):
-        if getattr(special, kind) is None:
-            need = f"{recipe.model.family} with train.objective {recipe.train.objective}"
-            faults.append(Fault(where, "data.tokenizer", f"the tokenizer has no {name} token, which {need} needs"))
-    limit = recipe.model.vocab_size
-    if isinstance(limit, int) and vocab_size > limit:
-        text = f"{limit} is smaller than the tokenizer, which has {vocab_size} tokens; use auto"
-        faults.append(Fault(recipe.origin("model.vocab_size"), "model.vocab_size", text))
-    if faults:
-        raise DataError(*faults)
-
-
-def expected_vocab_size(recipe: Recipe) -> int | None:
-    """Return the tokenizer's size before there is data: known unless the tokenizer is a hub id that is not cached."""
-    if recipe.data.tokenizer == TRAIN:
-        return recipe.data.vocab_size
-    return vocabulary_size(recipe.data.tokenizer, recipe.origin("data.tokenizer"))
 
 
 def _damaged(path: Path) -> Fault:

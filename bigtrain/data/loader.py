@@ -12,10 +12,9 @@ import torch
 from bigtrain.batch import IGNORED_LABEL, Batch
 from bigtrain.data.background import ReadAhead
 from bigtrain.data.corpus import Corpus, Split
-from bigtrain.data.hashing import key_of
+from bigtrain.data.order import RowOrder
 from bigtrain.data.packing import require_rows
 from bigtrain.data.rows import Ids, Objective, RowReader, Rows, RowShape
-from bigtrain.data.shuffle import shuffled_many
 from bigtrain.errors import DataError, Fault
 
 DEPTH = 2
@@ -28,8 +27,8 @@ class Loader:
     """Iterate without end over this rank's share of each global batch; rows as in `bigtrain.data.rows.Rows`.
 
     Global batch k holds the rows k*G to (k+1)*G - 1 of a stream that goes through all rows once an epoch, newly
-    shuffled each time; a rank takes its contiguous share. Raises DataError for a corpus with fewer rows than one
-    global batch.
+    shuffled each time; of a mixture, `bigtrain.data.order` draws by the weights. A rank takes its contiguous share.
+    Raises DataError for a corpus with fewer rows than one global batch.
     """
 
     def __init__(
@@ -41,15 +40,16 @@ class Loader:
         sequence_length: int,
         packing: bool = True,
         masking_probability: float = 0.15,
+        whole_word_masking: bool = False,
         global_batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        shape = RowShape(objective, sequence_length, packing, masking_probability)
+        shape = RowShape(objective, sequence_length, packing, masking_probability, whole_word_masking)
         self._reader = RowReader(corpus, split, shape, seed)
         self._corpus = corpus.folder.name
-        self._seed, self._global = seed, global_batch_size
+        self._order, self._global = RowOrder.of(corpus, split, self._reader.index, seed), global_batch_size
         self._share = _share(global_batch_size, rank, world_size)
         self._ahead: ReadAhead[Rows] | None = None
         self._closed = False
@@ -104,18 +104,8 @@ class Loader:
     def _batches(self, position: int) -> Iterator[Rows]:
         while True:
             places = position * self._global + self._share
-            yield self._reader.read(*stream_rows(places, self.rows, self._seed))
+            yield self._reader.read(*self._order.rows_at(places))
             position += 1
-
-
-def stream_rows(places: Ids, rows: int, seed: int) -> tuple[Ids, Ids]:
-    """Return the row, and the epoch, at each place of the endless stream; (B,) each."""
-    epochs, within = np.divmod(places, rows)
-    found = np.empty_like(within)
-    for epoch in np.unique(epochs).tolist():
-        here = epochs == epoch
-        found[here] = shuffled_many(within[here], rows, int(key_of(seed, epoch)[0]))
-    return found, epochs
 
 
 def evaluation_batches(
@@ -126,6 +116,7 @@ def evaluation_batches(
     sequence_length: int,
     packing: bool = True,
     masking_probability: float = 0.15,
+    whole_word_masking: bool = False,
     rows_limit: int | None = None,
     micro_batch_size: int,
     rank: int = 0,
@@ -136,21 +127,24 @@ def evaluation_batches(
     Rows are drawn from the whole split. All ranks yield equally many batches of equal size, as collective operations
     need: places beyond the rows repeat a row, without its labels.
     """
-    shape = RowShape(objective, sequence_length, packing, masking_probability)
+    shape = RowShape(objective, sequence_length, packing, masking_probability, whole_word_masking)
     reader = RowReader(corpus, split, shape, EVALUATION_SEED)
+    order = RowOrder.of(corpus, split, reader.index, EVALUATION_SEED)
     total = min(len(reader), rows_limit or len(reader))
     each = micro_batch_size * world_size
     for start in range(0, total, each):
         width = min(each, -(-(total - start) // world_size) * world_size)
         places = start + np.arange(width).reshape(world_size, -1)[rank]
-        rows = reader.read(*stream_rows(places % total, len(reader), EVALUATION_SEED))
+        rows = reader.read(*order.rows_at(places % total))
         rows.labels[places >= total] = IGNORED_LABEL
+        if rows.next_sentence_labels is not None:
+            rows.next_sentence_labels[places >= total] = IGNORED_LABEL
         yield tensors(rows)
 
 
 def tensors(rows: Rows) -> Batch:
     """Return rows as a batch of host tensors."""
-    return {name: torch.from_numpy(values) for name, values in rows._asdict().items()}
+    return {name: torch.from_numpy(values) for name, values in rows._asdict().items() if values is not None}
 
 
 def _share(global_batch_size: int, rank: int, world_size: int) -> Ids:

@@ -31,6 +31,7 @@ def mask_rows(
     probability: float,
     mask_id: int,
     ordinary: Ids,
+    continues: NDArray[np.bool_] | None = None,
 ) -> Masked:
     """Hide tokens of rows, (B, T), each row by its own key, (B,).
 
@@ -38,9 +39,15 @@ def mask_rows(
     maskable, at least one where there is any and never more than there are: full rows have equally many, however many
     documents they hold. 80% become the mask token, 10% one of the `ordinary` tokens, 10% stay. What a row gets does not
     depend on the rows beside it.
+
+    With `continues` (B, T), which tells the tokens that continue a word, words are chosen instead, whole, in random
+    order, of which each that would exceed that number is passed over; if all would, the first of the shortest is it.
     """
     bits = random_bits(keys, input_ids.shape[1])
-    chosen = _chosen(bits, held, maskable, probability)
+    if continues is None:
+        chosen = _chosen(bits, held, maskable, probability)
+    else:
+        chosen = _chosen_words(bits, held, maskable, probability, continues)
     labels = np.where(chosen, input_ids, IGNORED_LABEL)
     rows, columns = np.nonzero(chosen)
     drawn = mix(bits[rows, columns])  # those bits are small, or they would not be chosen; hashed again they are not
@@ -64,7 +71,7 @@ def _chosen(
     ranks = (bits >> place_bits << place_bits) | np.arange(width, dtype=np.uint64)
     ranks[~maskable] = np.uint64(2**64 - 1)
     available = maskable.sum(axis=1)
-    counts = np.minimum(np.maximum(1, np.rint(probability * held.sum(axis=1)).astype(np.int64)), available)
+    counts = np.minimum(_wanted(held, probability), available)
     # All rows are cut at the largest count, which leaves less to sort than whole rows.
     most = int(counts.max(initial=0))
     if not most:
@@ -73,3 +80,44 @@ def _chosen(
     limits = np.take_along_axis(smallest, np.maximum(counts - 1, 0)[:, None], axis=1)
     chosen: NDArray[np.bool_] = (ranks <= limits) & maskable & (counts > 0)[:, None]
     return chosen
+
+
+def _chosen_words(
+    bits: Integers,
+    held: NDArray[np.bool_],
+    maskable: NDArray[np.bool_],
+    probability: float,
+    continues: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Choose the words whose first positions' random numbers are the row's smallest, as many as have room."""
+    begins = maskable.copy()
+    begins[:, 1:] &= ~(continues[:, 1:] & maskable[:, :-1])
+    chosen = np.zeros_like(maskable)
+    for row, wanted in enumerate(_wanted(held, probability).tolist()):
+        firsts = np.flatnonzero(begins[row])
+        if not len(firsts):
+            continue
+        order = np.argsort(bits[row, firsts], kind="stable")
+        words = np.cumsum(begins[row]) - 1
+        sizes = np.bincount(words[maskable[row]])
+        picked = np.zeros(len(firsts), np.bool_)
+        picked[order[_fitting(sizes[order], wanted)]] = True
+        chosen[row] = picked[words] & maskable[row]
+    return chosen
+
+
+def _fitting(sizes: Ids, room: int) -> list[int]:
+    """Return the places of the sizes that fit into the room, taken in turn; the first of the least if none does."""
+    found = []
+    for place, size in enumerate(sizes.tolist()):
+        if size <= room:
+            found.append(place)
+            room -= size
+            if not room:
+                break
+    return found or [int(sizes.argmin())]
+
+
+def _wanted(held: NDArray[np.bool_], probability: float) -> Ids:
+    """Return how many positions of each row are to be chosen, (B,)."""
+    return np.maximum(1, np.rint(probability * held.sum(axis=1)).astype(np.int64))

@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bigtrain.config.checks import SHORTEST_PAIR
 from bigtrain.config.schema import Family, Recipe
 from bigtrain.data.cache import locked, synced
 from bigtrain.data.corpus import Corpus, Split
@@ -25,6 +27,8 @@ WINDOW_DOCUMENTS = 8192
 ROWS_VERSION = 2
 LEAST_PIECE = 2
 """Tokens; a single one leaves nothing to predict: the last of a document, cut off, which has no next or is [SEP]."""
+PAIR_FRAME = SHORTEST_PAIR - 2
+"""Special tokens of a pair of texts: [CLS] A [SEP] B [SEP]."""
 
 Counts = NDArray[np.int64]
 
@@ -39,7 +43,11 @@ class Pieces(NamedTuple):
 
 @dataclass(frozen=True)
 class RowIndex:
-    """The rows of one split: row i holds pieces offsets[i] to offsets[i + 1]. A piece lies within one document."""
+    """The rows of one split: row i holds pieces offsets[i] to offsets[i + 1]. A piece lies within one document.
+
+    In rows of pairs a piece lies within a document's content and becomes two texts; its length counts, beside its own
+    tokens, the three special ones.
+    """
 
     sequence_length: int
     starts: NDArray[np.int64]
@@ -48,18 +56,22 @@ class RowIndex:
     folder: Path | None = None
 
     @classmethod
-    def open(cls, corpus: Corpus, split: Split, sequence_length: int, packing: bool) -> RowIndex:
+    def open(
+        cls, corpus: Corpus, split: Split, sequence_length: int, packing: bool, *, pairs: bool = False
+    ) -> RowIndex:
         """Map a split's rows into memory; packs them first where that was not done yet, one process at a time.
 
         Raises DataError where the rows are too short for any task, or the index is damaged.
         """
-        require_length(corpus.family, sequence_length)
-        name = f"{split}-{sequence_length}-{'packed' if packing else 'single'}-{ROWS_VERSION}"
+        require_length(corpus.family, sequence_length, pairs=pairs)
+        kind = ("packed" if packing else "single") + ("-pairs" if pairs else "")
+        name = f"{split}-{sequence_length}-{kind}-{ROWS_VERSION}"
         folder = corpus.folder / "rows" / name
         if not folder.exists():
             with locked(folder.with_suffix(".lock")):
                 if not folder.exists():
-                    _write(corpus, split, sequence_length, packing, folder)
+                    packed = partial(_packed, sequence_length=sequence_length, packing=packing, pairs=pairs)
+                    _write(corpus, split, packed, folder)
         try:
             starts, lengths, offsets = (_column(folder, name, dtype) for name, dtype in _COLUMNS)
         except (OSError, ValueError, EOFError) as error:
@@ -93,16 +105,16 @@ class RowIndex:
 
 def check_rows(recipe: Recipe, corpus: Corpus) -> int:
     """Return how many rows an epoch of a recipe has; raises DataError where they are fewer than one global batch."""
-    data, needed = recipe.data, recipe.train.global_batch_size
-    require_length(recipe.model.family, data.sequence_length, recipe.origin("data.sequence_length"))
-    rows = len(RowIndex.open(corpus, "train", data.sequence_length, data.packing))
+    data, needed, pairs = recipe.data, recipe.train.global_batch_size, recipe.train.objective == "mlm_nsp"
+    require_length(recipe.model.family, data.sequence_length, recipe.origin("data.sequence_length"), pairs=pairs)
+    rows = len(RowIndex.open(corpus, "train", data.sequence_length, data.packing, pairs=pairs))
     require_rows(rows, needed, data.sequence_length, recipe.origin("train.global_batch_size"))
     return rows
 
 
-def require_length(family: Family, sequence_length: int, origin: str = "") -> None:
+def require_length(family: Family, sequence_length: int, origin: str = "", *, pairs: bool = False) -> None:
     """Raise DataError where rows are so short that nothing in them can be predicted."""
-    least = 3 if family == "bert" else 2
+    least = SHORTEST_PAIR if pairs else 3 if family == "bert" else 2
     if sequence_length < least:
         text = f"rows of {sequence_length} tokens leave nothing to predict for {family}; use at least {least}"
         raise data_error(origin, text, "data.sequence_length")
@@ -127,11 +139,23 @@ def spans(begins: Counts, counts: Counts) -> Counts:
 
 def cut(offsets: Counts, sequence_length: int) -> tuple[Counts, Counts]:
     """Return starts and lengths of the pieces, of at most `sequence_length` tokens, of documents with these bounds."""
-    sizes = np.diff(offsets)
-    counts = -(-sizes // sequence_length)
+    return _cut(offsets[:-1], offsets[1:], sequence_length)
+
+
+def cut_pairs(offsets: Counts, sequence_length: int) -> tuple[Counts, Counts]:
+    """Return the pieces of documents' contents, between their first and last token, that become pairs of texts.
+
+    Lengths count the special tokens that a pair has.
+    """
+    starts, lengths = _cut(offsets[:-1] + 1, offsets[1:] - 1, sequence_length - PAIR_FRAME)
+    return starts, lengths + PAIR_FRAME
+
+
+def _cut(begins: Counts, ends: Counts, longest: int) -> tuple[Counts, Counts]:
+    counts = -(-(ends - begins) // longest)
     numbers = spans(np.zeros_like(counts), counts)
-    starts = np.repeat(offsets[:-1], counts) + numbers * sequence_length
-    return starts, np.minimum(np.repeat(offsets[1:], counts) - starts, sequence_length)
+    starts = np.repeat(begins, counts) + numbers * longest
+    return starts, np.minimum(np.repeat(ends, counts) - starts, longest)
 
 
 def pack(lengths: Counts, sequence_length: int) -> Counts:
@@ -160,9 +184,9 @@ def pack(lengths: Counts, sequence_length: int) -> Counts:
     return rows
 
 
-def _packed(offsets: Counts, sequence_length: int, packing: bool) -> Pieces:
-    starts, lengths = cut(offsets, sequence_length)
-    useful = lengths >= LEAST_PIECE
+def _packed(offsets: Counts, sequence_length: int, packing: bool, pairs: bool = False) -> Pieces:
+    starts, lengths = (cut_pairs if pairs else cut)(offsets, sequence_length)
+    useful = lengths >= (SHORTEST_PAIR if pairs else LEAST_PIECE)
     starts, lengths = starts[useful], lengths[useful]
     if not packing:
         return Pieces(starts, lengths, np.ones_like(starts))
@@ -200,7 +224,7 @@ def _column(folder: Path, name: str, dtype: str) -> NDArray[Any]:
     return found
 
 
-def _write(corpus: Corpus, split: Split, sequence_length: int, packing: bool, folder: Path) -> None:
+def _write(corpus: Corpus, split: Split, packed: Callable[[Counts], Pieces], folder: Path) -> None:
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -211,7 +235,7 @@ def _write(corpus: Corpus, split: Split, sequence_length: int, packing: bool, fo
         )
         offsets(np.zeros(1, np.int64))
         for window in _windows(corpus, split):
-            pieces = _packed(window, sequence_length, packing)
+            pieces = packed(window)
             starts(pieces.starts)
             lengths(pieces.lengths)
             offsets(held + np.cumsum(pieces.per_row))

@@ -48,8 +48,6 @@ class PartWriter:
     """Writes the files of part `number`: token ids and document bounds of each split."""
 
     def __init__(self, folder: Path, number: int, dtype: str, before: Mapping[Split, SplitCounts]) -> None:
-        self.consumed = 0
-        """Documents that were offered; those without a token are not kept."""
         self.counts: dict[Split, SplitCounts] = dict.fromkeys(SPLITS, _EMPTY)
         self._before, self._dtype = before, dtype
         self._tokens = {split: _Digested(folder / f"{split}-{number:05d}.tokens") for split in SPLITS}
@@ -63,7 +61,7 @@ class PartWriter:
         return sum(count.tokens for count in self.counts.values())
 
     def add(self, texts: Sequence[str], encodings: Sequence[Encoding], frame: Frame, validation_fraction: float) -> int:
-        """Append documents, each put into its frame; return how many tokens they gave."""
+        """Append documents, each put into its frame; return how many tokens they gave. One without any is not kept."""
         ids: dict[Split, list[int]] = {split: [] for split in SPLITS}
         lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
         sizes = dict.fromkeys(SPLITS, 0)
@@ -77,7 +75,6 @@ class PartWriter:
             ids[split] += frame.after
             lengths[split].append(len(content) + len(frame.before) + len(frame.after))
             sizes[split] += len(text) if text.isascii() else len(text.encode())
-        self.consumed += len(texts)
         for split in SPLITS:
             self._append(split, ids[split], lengths[split], sizes[split])
         return sum(map(sum, lengths.values()))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
+from bigtrain import terminal
 from bigtrain.units import format_count, format_seconds
 
 if TYPE_CHECKING:
@@ -23,13 +23,15 @@ class Progress:
         self._begun = self._told = time.monotonic()
         self._bar: Bar | None = None
         self._task: TaskID | None = None
-        self._lines = shown and not sys.stdout.isatty()
+        shown = shown and not terminal.is_quiet()
+        self._lines = shown and not terminal.is_terminal()
         if shown and not self._lines:
             from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
             text = TextColumn("{task.description} {task.fields[tokens]}")
-            self._bar = Bar(text, BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), transient=True)
+            columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._bar = Bar(text, *columns, transient=True, console=terminal.console())
             self._task = self._bar.add_task(title, total=total_bytes, tokens="")
 
     def __enter__(self) -> Progress:

@@ -6,15 +6,13 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bigtrain import strict_json
-from bigtrain.config.paths import DATA_SUFFIXES
+from bigtrain.config.paths import DATA_SUFFIXES, LONGEST_DOCUMENT
 from bigtrain.data.decoding import COMPRESSIONS, Meter, byte_chunks, data_error, decoded, lines
-
-LONGEST_DOCUMENT = 2**20
-"""Characters; a longer document is cut at a line end, so that one document never needs much memory."""
 
 LARGEST_FIELD = 2**23
 """Characters of a field in a .csv; a quote that is never closed makes a field of the rest of the file."""
@@ -80,7 +78,8 @@ def text_of(row: object, column: str, where: str) -> str:
         raise data_error(where, f"no column {column!r}; there are: {there}; {ANOTHER_ROW}", TEXT_COLUMN)
     text = row[column]
     if not isinstance(text, str):
-        raise data_error(where, f"column {column!r} holds {json_type(text)}, not text; {ANOTHER_ROW}", TEXT_COLUMN)
+        what = f"column {column!r} holds {json_type(text)}, not text{texts_in(_held_by(row))}; {ANOTHER_ROW}"
+        raise data_error(where, what, TEXT_COLUMN)
     if not text.isascii():
         try:
             text.encode()
@@ -88,6 +87,15 @@ def text_of(row: object, column: str, where: str) -> str:
             what = f"column {column!r} holds half of a surrogate pair; write the whole character"
             raise data_error(where, what, TEXT_COLUMN) from None
     return text
+
+
+def texts_in(columns: Sequence[str]) -> str:
+    """Return "; there is text in: a, b", or nothing where there are no such columns."""
+    return f"; there is text in: {', '.join(columns)}" if columns else ""
+
+
+def _held_by(row: Mapping[Any, object]) -> list[str]:
+    return [str(name) for name, value in row.items() if isinstance(value, str)]
 
 
 def json_type(value: object) -> str:

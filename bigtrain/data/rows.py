@@ -13,7 +13,9 @@ from bigtrain.data.corpus import Corpus, Split
 from bigtrain.data.hashing import key_of
 from bigtrain.data.masking import mask_rows
 from bigtrain.data.packing import Pieces, RowIndex
+from bigtrain.data.pairs import Pairs, pair_keys
 from bigtrain.data.shards import TokenRuns
+from bigtrain.data.words import continuing_tokens
 from bigtrain.errors import DataError, Fault
 
 Objective: TypeAlias = Literal["mlm", "clm", "mlm_nsp"]
@@ -28,29 +30,39 @@ class RowShape:
     sequence_length: int
     packing: bool
     masking_probability: float = 0.15
+    whole_word_masking: bool = False
 
 
 class Rows(NamedTuple):
-    """B rows of T positions: `document_lengths` is (B, D), zero-filled; what its sum leaves of a row is padding."""
+    """B rows of T positions: `document_lengths` is (B, D), zero-filled; what its sum leaves of a row is padding.
+
+    Where documents are pairs, `segment_ids` (B, T) tell the second text's tokens, by 1, and `next_sentence_labels`
+    (B, D) if it follows the first, 0, or is from another document, 1.
+    """
 
     input_ids: Ids
     labels: Ids
     document_lengths: NDArray[np.int32]
+    segment_ids: Ids | None = None
+    next_sentence_labels: Ids | None = None
 
 
 class RowReader:
     """Reads any rows of a split, each a pure function of (seed, epoch, row)."""
 
     def __init__(self, corpus: Corpus, split: Split, shape: RowShape, seed: int) -> None:
-        if shape.objective == "mlm_nsp":
-            raise DataError(Fault("", "train.objective", "rows hold no pairs of sentences; use mlm"))
-        self.index = RowIndex.open(corpus, split, shape.sequence_length, shape.packing)
+        pairs = shape.objective == "mlm_nsp"
+        self._pairs = Pairs(corpus, split) if pairs else None
+        self.index = RowIndex.open(corpus, split, shape.sequence_length, shape.packing, pairs=pairs)
         self._folder = corpus.folder
         self._runs = TokenRuns(corpus.shards(split))
         self._shape, self._seed, self._special = shape, seed, corpus.special_tokens
         ids = np.arange(corpus.vocab_size)
         self._is_special = np.isin(ids, sorted(corpus.special_tokens.ids))
         self._ordinary = ids[~self._is_special]
+        self._continues = (
+            continuing_tokens(corpus.tokenizer_file, corpus.vocab_size) if shape.whole_word_masking else None
+        )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -58,8 +70,13 @@ class RowReader:
     def read(self, rows: Ids, epochs: Ids) -> Rows:
         """Return these rows as they are in these epochs, (B,) each; raises DataError for ids of no token."""
         pieces = self.index.pieces(rows)
+        keys = key_of(self._seed, epochs.astype(np.uint64), rows.astype(np.uint64))
+        pairs = None
+        if self._pairs is not None:
+            pairs = self._pairs.read(pieces.starts, pieces.lengths, pair_keys(keys, pieces.per_row))
+            pieces = pieces._replace(lengths=pairs.lengths)
         held, lengths = self._layout(pieces)
-        tokens = self._runs.read(pieces.starts, pieces.lengths).astype(np.int64)
+        tokens = self._runs.read(pieces.starts, pieces.lengths).astype(np.int64) if pairs is None else pairs.tokens
         if len(tokens) != held.sum():
             raise self._damaged("rows beyond the end of its tokens")
         if (largest := int(tokens.max(initial=0))) >= len(self._is_special):
@@ -71,12 +88,25 @@ class RowReader:
             labels[held] = next_tokens(tokens, pieces.lengths)
             return Rows(input_ids, labels, lengths)
         assert self._special.mask is not None  # the tokenizer was checked
-        keys = key_of(self._seed, epochs.astype(np.uint64), rows.astype(np.uint64))
         maskable = held & ~self._is_special[input_ids]
-        probability = self._shape.masking_probability
-        return Rows(
-            *mask_rows(input_ids, held, maskable, keys, probability, self._special.mask, self._ordinary), lengths
-        )
+        probability, continues = self._shape.masking_probability, self._continuing(input_ids, held, pieces.lengths)
+        masked = mask_rows(input_ids, held, maskable, keys, probability, self._special.mask, self._ordinary, continues)
+        if pairs is None:
+            return Rows(*masked, lengths)
+        segments, labels = np.zeros_like(input_ids), np.full(lengths.shape, IGNORED_LABEL, np.int64)
+        segments[held] = pairs.segments
+        labels[lengths > 0] = pairs.labels
+        return Rows(*masked, lengths, segments, labels)
+
+    def _continuing(self, input_ids: Ids, held: NDArray[np.bool_], lengths: Ids) -> NDArray[np.bool_] | None:
+        """Return which tokens continue a word, (B, T), where words are masked whole; no piece's first one does."""
+        if self._continues is None:
+            return None
+        continues: NDArray[np.bool_] = self._continues[input_ids]
+        first = np.zeros(int(held.sum()), np.bool_)
+        first[np.cumsum(lengths) - lengths] = True
+        continues[held] &= ~first
+        return continues
 
     def _damaged(self, how: str) -> DataError:
         what = f"the tokenized data is damaged: {how}"

@@ -26,13 +26,13 @@ class Shard(NamedTuple):
     """The memory of `tokens`; None where there are none."""
 
 
-def open_shard(folder: Path, name: str, dtype: str) -> Shard:
-    """Map the files `NAME.tokens` and `NAME.offsets` of a folder into memory.
+def open_shard(folder: Path, name: str, dtype: str, tokens: Path | None = None) -> Shard:
+    """Map the files `NAME.tokens` and `NAME.offsets` of a folder into memory; `tokens` may lie elsewhere.
 
     Raises ValueError where the bounds are not those of the tokens.
     """
     offsets = np.frombuffer(_mapping(folder / f"{name}.offsets"), np.uint64)
-    tokens = folder / f"{name}.tokens"
+    tokens = tokens or folder / f"{name}.tokens"
     if offsets[0] == offsets[-1] and not tokens.stat().st_size:  # an empty file cannot be mapped
         return Shard(np.empty(0, dtype), offsets, None)
     mapping = _mapping(tokens)

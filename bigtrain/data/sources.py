@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from bigtrain.config.paths import is_local, local_path
 from bigtrain.config.schema import DataSection
 from bigtrain.data.decoding import Meter, data_error
 from bigtrain.data.embedded import embedded_documents, library_digest
-from bigtrain.data.hub import hub_documents
+from bigtrain.data.hub import hub_texts
 from bigtrain.data.readers import KNOWN_SUFFIXES, cut_at_lines, file_format, read_documents
+from bigtrain.data.selection import passes
 from bigtrain.errors import DataError, Fault
 
 EMBEDDED = "embedded"
@@ -33,7 +36,7 @@ def documents(data: DataSection, origin: str = "", meter: Meter | None = None) -
     if data.source == EMBEDDED:
         yield from embedded_documents()
     elif (name := hub_name(data)) is not None:
-        for text in hub_documents(data, name, origin):
+        for text in hub_texts(data, name, origin):
             yield from cut_at_lines(text)
     else:
         meter = meter or Meter()
@@ -42,21 +45,41 @@ def documents(data: DataSection, origin: str = "", meter: Meter | None = None) -
 
 
 def sample(data: DataSection, origin: str, characters: int) -> Iterator[str]:
-    """Yield documents of about this many characters in all: of files an equal share each, else the start."""
-    if data.source == EMBEDDED:
+    """Yield documents of about this many characters in all, of those that pass the recipe's filter.
+
+    Of files an equal share each, of a mixture's sources by their weights, else the start.
+    """
+    wanted = partial(filter, partial(passes, data))
+    if data.mixture is not None:
+        total = sum(weight for _, weight in members(data))
+        for source, weight in members(data):
+            yield from sample(source, origin, math.ceil(characters * weight / total))
+    elif data.source == EMBEDDED:
         chosen = (text for number, text in enumerate(embedded_documents()) if number % SAMPLE_STRIDE == 0)
-        yield from _up_to(characters, chosen)
+        yield from _up_to(characters, wanted(chosen))
     elif hub_name(data) is not None:
-        yield from _up_to(characters, documents(data, origin))
+        yield from _up_to(characters, wanted(documents(data, origin)))
     else:
         files = source_files(data, origin)
         share = -(-characters // len(files))
-        each = (_up_to(share, read_documents(file, data.text_column, Meter())) for file in files)
+        each = (_up_to(share, wanted(read_documents(file, data.text_column, Meter()))) for file in files)
         yield from _up_to(characters, (text for texts in each for text in texts))
+
+
+def members(data: DataSection) -> list[tuple[DataSection, float]]:
+    """Return the sources of a mixture that have a weight, each as if it stood alone, with its weight."""
+    found = []
+    for entry in data.mixture or []:
+        own = {name: value for name, value in entry if value is not None and name != "weight"}
+        if entry.weight:
+            found.append((data.model_copy(update={**own, "mixture": None}), entry.weight))
+    return found
 
 
 def identity(data: DataSection, origin: str = "") -> dict[str, Any]:
     """Return what tells this source from another, or from itself after a change, as JSON values."""
+    if data.mixture is not None:
+        return {"mixture": [[identity(source, origin), weight] for source, weight in members(data)]}
     if data.source == EMBEDDED:
         return {"embedded": platform.python_version(), "library": library_digest()}
     if (name := hub_name(data)) is not None:

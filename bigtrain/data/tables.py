@@ -13,7 +13,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from bigtrain.data.decoding import CHUNK_BYTES, COMPRESSIONS, Meter, byte_chunks, data_error
-from bigtrain.data.readers import ANOTHER_COLUMN, ANOTHER_ROW, TEXT_COLUMN
+from bigtrain.data.readers import ANOTHER_COLUMN, ANOTHER_ROW, TEXT_COLUMN, texts_in
 
 BATCH_ROWS = 256
 MOST_UNPACKED = 100
@@ -71,9 +71,14 @@ def _check_column(path: Path, schema: Any, column: str) -> None:
             str(path), f"no column {column!r}; there are: {names or 'none'}; {ANOTHER_COLUMN}", TEXT_COLUMN
         )
     found = schema.field(column).type
-    held = found.value_type if pa.types.is_dictionary(found) else found
-    if not (pa.types.is_string(held) or pa.types.is_large_string(held) or pa.types.is_string_view(held)):
-        raise data_error(str(path), f"column {column!r} holds {found}, not text; {ANOTHER_COLUMN}", TEXT_COLUMN)
+    if not _is_text(found):
+        texts = texts_in([field.name for field in schema if _is_text(field.type)])
+        raise data_error(str(path), f"column {column!r} holds {found}, not text{texts}; {ANOTHER_COLUMN}", TEXT_COLUMN)
+
+
+def _is_text(kind: Any) -> bool:
+    held = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(held) or pa.types.is_large_string(held) or pa.types.is_string_view(held))
 
 
 @contextmanager

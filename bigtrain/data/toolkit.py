@@ -9,10 +9,12 @@ from tokenizers import Tokenizer
 
 from bigtrain.config.schema import Recipe
 from bigtrain.data.cache import cache_folder, fingerprint, locked, written_aside
-from bigtrain.data.corpus import FORMAT_VERSION, TOKENIZER, check_tokenizer, tokenizer_facts
+from bigtrain.data.corpus import FORMAT_VERSION, TOKENIZER, tokenizer_facts
 from bigtrain.data.part import Frame, frame_of
 from bigtrain.data.progress import Progress
+from bigtrain.data.selection import filter_facts
 from bigtrain.data.sources import identity, sample
+from bigtrain.data.suitability import check_tokenizer
 from bigtrain.data.tokenizer import (
     id_count,
     load_tokenizer,
@@ -59,6 +61,7 @@ def trained_tokenizer_file(recipe: Recipe, progress: Progress) -> Path:
     data = recipe.data
     origin = recipe.origin("data.source")
     facts = {"source": identity(data, origin), "tokenizer": tokenizer_facts(recipe), "format": FORMAT_VERSION}
+    facts |= {"filter": chosen} if (chosen := filter_facts(data)) else {}
     path = cache_folder(data) / "tokenizers" / fingerprint(facts) / TOKENIZER
     with locked(path.parent.with_suffix(".lock")):
         if not path.exists():

@@ -106,7 +106,8 @@ def micro_batch(recipe: Recipe, micro_batch_size: int) -> MicroBatch:
         return MicroBatch(tokens, tokens, length, gathered=False)
     labels = micro_batch_size * max(1, round(recipe.train.masking_probability * length))
     gathered = 2 * labels < tokens
-    return MicroBatch(tokens, labels if gathered else tokens, length, gathered)
+    pairs = micro_batch_size if recipe.train.objective == "mlm_nsp" else 0
+    return MicroBatch(tokens, labels if gathered else tokens, length, gathered, pairs)
 
 
 def numbers(recipe: Recipe, *, accumulated: bool, slow_bf16: bool) -> Numbers:

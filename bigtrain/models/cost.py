@@ -16,20 +16,22 @@ from bigtrain.config.model import ModelConfig
 from bigtrain.ledger import Gradients, Ledger, Storage, Value
 from bigtrain.models.attention_cost import Attention
 from bigtrain.models.operations_cost import FLOAT, LONG, Operations
-from bigtrain.models.shape import SEGMENTS
+from bigtrain.models.shape import NEXT_SENTENCE_CLASSES, SEGMENTS
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """What a forward pass gets: tokens of the flat row, labels, and the length of its longest document.
 
-    `gathered` says that labels are given with their positions, as where less than half of the tokens have one.
+    `gathered` says that labels are given with their positions, as where less than half of the tokens have one; `pairs`
+    is how many pairs of texts have a label.
     """
 
     tokens: int
     labels: int
     longest: int
     gathered: bool
+    pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ class ModelCost:
         return self.operations.ledger
 
     def batch(self, batch: MicroBatch) -> list[Storage]:
-        """Hold the flat batch: ids, positions, and labels with their positions."""
+        """Hold the flat batch: ids, positions, and labels with their positions; of pairs segments and labels too."""
         labels = [batch.labels * LONG] * (2 if batch.gathered else 1)
+        if batch.pairs:
+            labels += [batch.tokens * LONG, batch.pairs * LONG]
         return [self._ledger.hold(size) for size in (batch.tokens * LONG, batch.tokens * LONG, *labels)]
 
     def loss(
@@ -58,15 +62,19 @@ class ModelCost:
         """Run the forward and the loss; returns the loss and its gradient. `run_block` applies a recompute policy."""
         tables = self._rotary(batch.tokens)
         tied = Tied() if self.config.tie_word_embeddings else None
-        x = self._embed(batch.tokens, tied)
+        x = self._embed(batch.tokens, tied, pairs=bool(batch.pairs))
         for index in range(self.config.num_hidden_layers):
             x = run_block(index, partial(self._block, index=index, batch=batch, tables=tables), x)
         hidden = x if self.config.family == "bert" else self._norm(x, "final_norm", batch.tokens)
         del x
+        pairs_loss = self._next_sentence(hidden, batch.pairs) if batch.pairs else None
         labelled = self.operations.gather(hidden, batch.labels, self.config.hidden_size) if batch.gathered else hidden
         last = self._head(labelled, batch.labels)
         loss = self._linear_cross_entropy(last, batch.labels, tied)
         del last
+        if pairs_loss is not None:
+            loss = self.operations.add(pairs_loss, loss)
+            del pairs_loss
         return loss, self._ledger.hold(FLOAT, "temporaries")
 
     def _rotary(self, n: int) -> list[Storage]:
@@ -78,7 +86,7 @@ class ModelCost:
         del angles
         return tables
 
-    def _embed(self, n: int, tied: Tied | None) -> Value:
+    def _embed(self, n: int, tied: Tied | None, *, pairs: bool) -> Value:
         family, width = self.config.family, self.config.hidden_size
         x = self._rows(n, "tokens", self.config.padded_vocab_size, tied)
         if family in ("bert", "gpt"):
@@ -88,7 +96,7 @@ class ModelCost:
             x = total
             del total
         if family == "bert":
-            total = self._add_segment(x)
+            total = self._add_segments(x, n) if pairs else self._add_segment(x)
             x = self.operations.layer_norm(total, "embedding_norm", n, width)
             del total
         return self.operations.dropout(x, self.dropout, n * width)
@@ -117,6 +125,11 @@ class ModelCost:
             return Gradients([grad], [("segments.weight", hold(SEGMENTS * width * gradient, "gradients"))])
 
         return self._ledger.made(hold(size), [x], self._ledger.keep([]), backward)
+
+    def _add_segments(self, x: Value, n: int) -> Value:
+        """Add each token's row of the segments' table."""
+        segments = self._rows(n, "segments", SEGMENTS, None)
+        return self.operations.add(x, segments)
 
     def _block(self, x: Value, index: int, batch: MicroBatch, tables: list[Storage]) -> Value:
         name, n = f"blocks.{index}", batch.tokens
@@ -195,6 +208,21 @@ class ModelCost:
         dense = self.operations.gelu(product)
         del product
         return self._norm(dense, "head_norm", m)
+
+    def _next_sentence(self, hidden: Value, k: int) -> Value:
+        """Pool the first token of each of k pairs, and compute two logits and their loss."""
+        run, width, hold, keep = self.operations, self.config.hidden_size, self._ledger.hold, self._ledger.keep
+        first = run.gather(hidden, k, width)
+        dense = run.linear(first, "next_sentence.pooler", k, width, width, bias=True)
+        del first
+        pooled = run.tanh(dense)
+        del dense
+        logits = run.linear(pooled, "next_sentence.head", k, width, NEXT_SENTENCE_CLASSES, bias=True)
+        del pooled
+        size, kept = logits.size, [hold(k * NEXT_SENTENCE_CLASSES * FLOAT), hold(k * LONG)]
+        return self._ledger.made(
+            hold(FLOAT), [logits], keep(kept), lambda grad, kept: Gradients([hold(size, "temporaries")], [])
+        )
 
     def _linear_cross_entropy(self, x: Value, m: int, tied: Tied | None) -> Value:
         """Hold what the chunked loss does, and afterwards the gradients that it leaves for the backward pass."""

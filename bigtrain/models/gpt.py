@@ -32,8 +32,16 @@ class Decoder(LanguageModel):
         self.final_norm = norm(config)
         self.decoder = own_decoder(config)
 
-    def embed(self, input_ids: Tensor, position_ids: Tensor, lookup: Lookup | None = None) -> Tensor:
-        """Return the token's embedding, with its position's where positions are learned."""
+    def embed(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        lookup: Lookup | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return the token's embedding, with its position's where positions are learned. Raises ValueError for segments."""
+        if segment_ids is not None:
+            raise ValueError("segment_ids: decoders know no segments")
         x_NW: Tensor = self.tokens(input_ids, lookup)
         if self.positions is not None:
             x_NW = x_NW + self.positions(position_ids)

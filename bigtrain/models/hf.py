@@ -1,11 +1,11 @@
-"""Names and layouts to and from Hugging Face: BertForMaskedLM, GPT2LMHeadModel, LlamaForCausalLM."""
+"""Names and layouts to and from Hugging Face: BertForMaskedLM, BertForPreTraining, GPT2LMHeadModel, LlamaForCausalLM."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,12 +17,24 @@ from bigtrain.models.hf_names import (
     BERT_BIAS,
     BERT_DECODER_BIAS,
     HEAD,
+    NEXT_SENTENCE,
     NOT_WEIGHTS,
     PREFIX,
     TOKENS,
     Entry,
     tensor_entries,
 )
+
+
+class Shaped(Protocol):
+    """A tensor, or what is known of one that is in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its sizes."""
+
+
+Held = TypeVar("Held", bound=Shaped)
 
 
 def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -33,7 +45,7 @@ def to_hugging_face(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[d
     Raises CheckpointError when the state is not that of the configuration's model.
     """
     entries = list(tensor_entries(config))
-    _refuse_differences({entry.name: _own_shape(config, entry) for entry in entries}, state)
+    refuse_differences(own_shapes(config), state)
     tensors: dict[str, Tensor] = {}
     for entry in entries:
         tensor = state[entry.name]
@@ -55,13 +67,21 @@ def from_hugging_face(
     should be tied and differs from the embedding is refused.
     """
     config = config_from_json(config_json)
-    theirs = _modern_names(config, tensors)
-    _drop_copies(config, theirs)
-    entries = list(tensor_entries(config))
-    _refuse_differences(
-        {name: shape for entry in entries for name, shape in zip(entry.theirs, entry.shapes, strict=True)}, theirs
-    )
-    return config, {entry.name: _join(config, entry, theirs) for entry in entries}
+    theirs = modern_names(config, tensors)
+    drop_copies(config, theirs, torch.equal)
+    refuse_differences(their_shapes(config), theirs)
+    return config, {entry.name: _join(config, entry, theirs) for entry in tensor_entries(config)}
+
+
+def own_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a built model, its vocabulary padded."""
+    return {entry.name: _own_shape(config, entry) for entry in tensor_entries(config)}
+
+
+def their_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of such a model in Hugging Face's layout."""
+    entries = tensor_entries(config)
+    return {name: shape for entry in entries for name, shape in zip(entry.theirs, entry.shapes, strict=True)}
 
 
 def _join(config: ModelConfig, entry: Entry, theirs: Mapping[str, Tensor]) -> Tensor:
@@ -83,7 +103,7 @@ def _own_shape(config: ModelConfig, entry: Entry) -> tuple[int, ...]:
     return (rows, *first[1:])
 
 
-def _modern_names(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def modern_names(config: ModelConfig, tensors: Mapping[str, Held]) -> dict[str, Held]:
     """Return the weights under today's names: with the prefix, and `weight` and `bias` for `gamma` and `beta`."""
     prefix = PREFIX[config.family]
     bare = not any(name.startswith(prefix) for name in tensors)
@@ -92,44 +112,41 @@ def _modern_names(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[st
         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
         if bare and not name.startswith(("cls.", "lm_head.")):
             name = prefix + name
-        if not NOT_WEIGHTS.fullmatch(name):
+        if not NOT_WEIGHTS.fullmatch(name) or (config.next_sentence and NEXT_SENTENCE.fullmatch(name)):
             renamed[name] = tensor
     return renamed
 
 
-def _drop_copies(config: ModelConfig, theirs: dict[str, Tensor]) -> None:
-    """Leave one of each pair of tensors that stand for the same weight."""
-    if config.family == "bert" and BERT_DECODER_BIAS in theirs:
-        _keep_decoder_bias(config, theirs)
-    if config.tie_word_embeddings:
-        _drop_equal(theirs, HEAD[config.family], TOKENS[config.family])
+def drop_copies(config: ModelConfig, theirs: dict[str, Held], equal: Callable[[Held, Held], bool]) -> None:
+    """Leave one of each pair of tensors that stand for the same weight; `equal` tells whether two are the same.
 
-
-def _keep_decoder_bias(config: ModelConfig, theirs: dict[str, Tensor]) -> None:
-    """Move the decoder's bias to its older name; untied, transformers reads this one and leaves the other unused."""
-    if config.tie_word_embeddings:
-        _drop_equal(theirs, BERT_DECODER_BIAS, BERT_BIAS)
-    else:
+    Raises CheckpointError where they are not. Untied, transformers reads the bias of BERT's decoder and leaves the
+    other unused.
+    """
+    if config.family == "bert" and not config.tie_word_embeddings and BERT_DECODER_BIAS in theirs:
         theirs[BERT_BIAS] = theirs.pop(BERT_DECODER_BIAS)
+    if config.tie_word_embeddings:
+        _drop_equal(theirs, BERT_DECODER_BIAS, BERT_BIAS, equal)
+        _drop_equal(theirs, HEAD[config.family], TOKENS[config.family], equal)
 
 
-def _drop_equal(theirs: dict[str, Tensor], copy: str, original: str) -> None:
+def _drop_equal(theirs: dict[str, Held], copy: str, original: str, equal: Callable[[Held, Held], bool]) -> None:
     if copy not in theirs:
         return
-    if original not in theirs or not torch.equal(theirs[copy], theirs[original]):
+    if original not in theirs or not equal(theirs[copy], theirs[original]):
         text = f"differs from {original}, to which config.json ties it; set tie_word_embeddings to false there"
         raise CheckpointError(Fault("", copy, text))
     del theirs[copy]
 
 
-def _refuse_differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:
+def refuse_differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Held]) -> None:
     """Raise CheckpointError with the first three tensors that are missing, superfluous or of another shape."""
     faults = list(islice(_differences(expected, found), 3))
     if faults:
         raise CheckpointError(*faults)
 
 
-def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> Iterator[Fault]:
+def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Held]) -> Iterator[Fault]:
     for name, shape in expected.items():
         if name not in found:
             yield Fault("", name, f"missing; a tensor of shape {list(shape)} should be there")

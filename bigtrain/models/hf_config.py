@@ -10,7 +10,14 @@ from bigtrain.config.schema import Family
 from bigtrain.errors import Fault, InputError, did_you_mean
 from bigtrain.models.shape import SEGMENTS
 
-FAMILIES: dict[str, Family] = {"BertForMaskedLM": "bert", "GPT2LMHeadModel": "gpt", "LlamaForCausalLM": "llama"}
+FAMILIES: dict[str, Family] = {
+    "BertForMaskedLM": "bert",
+    "BertForPreTraining": "bert",
+    "GPT2LMHeadModel": "gpt",
+    "LlamaForCausalLM": "llama",
+}
+NEXT_SENTENCE = "BertForPreTraining"
+"""The architecture that has a next-sentence head besides the one onto the vocabulary."""
 MODEL_TYPES: dict[Family, str] = {"bert": "bert", "gpt": "gpt2", "llama": "llama"}
 
 GPT2_KEYS = {
@@ -69,6 +76,8 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
     """Return config.json. The ids of special tokens are null: the tokenizer knows them."""
     family = config.family
     architecture = next(name for name, known in FAMILIES.items() if known == family)
+    if config.next_sentence:
+        architecture = NEXT_SENTENCE
     names = (*SIZES, "norm_eps", "initializer_range", "tie_word_embeddings")
     written = {_key(family, name): getattr(config, name) for name in names}
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
@@ -89,7 +98,8 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
 
 def config_from_json(config_json: Mapping[str, Any]) -> ModelConfig:
     """Return the shape that a config.json describes; raises InputError with every fault found in it."""
-    family = _family(config_json)
+    architecture = _architecture(config_json)
+    family = FAMILIES[architecture]
     keys = {name: config_json[_key(family, name)] for name in _SHAPE if config_json.get(_key(family, name)) is not None}
     faults = [*_unsupported(family, config_json), *_bad_sizes(family, keys)]
     if faults:
@@ -100,6 +110,7 @@ def config_from_json(config_json: Mapping[str, Any]) -> ModelConfig:
         "norm_eps": NORM_EPS[family],
         "tie_word_embeddings": family != "llama",
     }
+    defaults["next_sentence"] = architecture == NEXT_SENTENCE
     config = ModelConfig(family=family, **{**defaults, **keys, **_rotary(family, config_json)})
     _refuse_heads(config, config_json)
     return config
@@ -116,13 +127,13 @@ def _fault(key: str, text: str) -> Fault:
     return Fault("config.json", key, text)
 
 
-def _family(config_json: Mapping[str, Any]) -> Family:
+def _architecture(config_json: Mapping[str, Any]) -> str:
     names = config_json.get("architectures") or []
     if not isinstance(names, list):
         names = [names]
     for name in names:
         if isinstance(name, str) and name in FAMILIES:
-            return FAMILIES[name]
+            return name
     found = ", ".join(map(str, names)) or "none given"
     hint = did_you_mean(str(names[0]), FAMILIES) if names else ""
     raise InputError(_fault("architectures", f"{found}; supported are {', '.join(FAMILIES)}{hint}"))

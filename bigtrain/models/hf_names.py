@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bigtrain.config.model import ModelConfig
-from bigtrain.models.shape import SEGMENTS
+from bigtrain.models.shape import NEXT_SENTENCE_CLASSES, SEGMENTS
 
 PREFIX = {"bert": "bert.", "gpt": "transformer.", "llama": "model."}
 """What names the model without its head; a checkpoint of that model alone leaves it out."""
@@ -17,6 +17,9 @@ NOT_WEIGHTS = re.compile(
     r"|bert\.pooler\..*|cls\.seq_relationship\..*"
 )
 """Constant buffers of older versions, and parts that the masked-language and causal models do not have."""
+
+NEXT_SENTENCE = re.compile(r"(bert\.pooler\.dense|cls\.seq_relationship)\..*")
+"""Of the latter, those of a model with a next-sentence head."""
 
 TOKENS = {
     "bert": "bert.embeddings.word_embeddings.weight",
@@ -67,6 +70,9 @@ def _bert_entries(config: ModelConfig) -> Iterator[Entry]:
     yield from _linear("head_dense", f"{predictions}.transform.dense", width, width)
     yield from _vectors("head_norm", f"{predictions}.transform.LayerNorm", width)
     yield Entry("decoder_bias", (BERT_BIAS,), ((config.vocab_size,),), vocabulary=True)
+    if config.next_sentence:
+        yield from _linear("next_sentence.pooler", "bert.pooler.dense", width, width)
+        yield from _linear("next_sentence.head", "cls.seq_relationship", NEXT_SENTENCE_CLASSES, width)
 
 
 def _gpt_entries(config: ModelConfig) -> Iterator[Entry]:

@@ -6,6 +6,7 @@ N tokens of the flat row, M labelled positions, W width, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,17 @@ class LanguageModel(nn.Module, ABC):
         self.z_loss, self.label_smoothing = z_loss, label_smoothing
 
     @abstractmethod
-    def embed(self, input_ids: Tensor, position_ids: Tensor, lookup: Lookup | None = None) -> Tensor:
-        """Return what the first block reads, (N,) to (N, W); `lookup` where the head uses the embedding too."""
+    def embed(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        lookup: Lookup | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the first block reads, (N,) to (N, W); `lookup` where the head uses the embedding too.
+
+        `segment_ids` tell the first text of a pair from the second, for models that know segments.
+        """
 
     def rotary(self, position_ids: Tensor) -> Rotary | None:
         """Return the rotary angles that every block applies, if the family has them."""
@@ -65,10 +75,11 @@ class LanguageModel(nn.Module, ABC):
         cu_seqlens: Tensor,
         max_seqlen: int | None = None,
         lookup: Lookup | None = None,
+        segment_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden state of each token, before the head: (N, W)."""
         documents, rotary = Documents(cu_seqlens, max_seqlen), self.rotary(position_ids)
-        x_NW = self.embed(input_ids, position_ids, lookup)
+        x_NW = self.embed(input_ids, position_ids, lookup, segment_ids)
         for block in self.blocks:
             x_NW = block(x_NW, documents, rotary)
         return self.finish(x_NW)
@@ -81,16 +92,23 @@ class LanguageModel(nn.Module, ABC):
         labels: Tensor | None = None,
         label_positions: Tensor | None = None,
         max_seqlen: int | None = None,
-    ) -> Tensor:
+        segment_ids: Tensor | None = None,
+    ) -> Any:
         """Return the mean loss over the labels, an fp32 scalar; 0, and its gradients too, where none counts.
 
         `labels` are (M,) at the `label_positions` (M,) of the flat row, or without positions (N,), one for each token,
         of which those of IGNORED_LABEL do not count. Without `labels`, return every token's logits (N, V).
         """
         if labels is None:
-            return self.logits(input_ids, position_ids, cu_seqlens, max_seqlen=max_seqlen)
+            return self.logits(input_ids, position_ids, cu_seqlens, max_seqlen=max_seqlen, segment_ids=segment_ids)
         lookup = Lookup() if self.decoder is None else None
-        hidden_NW = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, lookup)
+        hidden_NW = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, lookup, segment_ids)
+        return self.token_loss(hidden_NW, labels, label_positions, lookup)
+
+    def token_loss(
+        self, hidden_NW: Tensor, labels: Tensor, label_positions: Tensor | None, lookup: Lookup | None
+    ) -> Tensor:
+        """Return the mean loss over the labels from the hidden states of all tokens."""
         return linear_cross_entropy(
             self.head(_at(hidden_NW, label_positions)),
             *self.decoder_weights(),
@@ -109,9 +127,10 @@ class LanguageModel(nn.Module, ABC):
         cu_seqlens: Tensor,
         at: Tensor | None = None,
         max_seqlen: int | None = None,
+        segment_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the logits of every token, or of the positions `at` (M,), over the vocabulary without its padding."""
-        hidden_NW = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen)
+        hidden_NW = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen, segment_ids=segment_ids)
         hidden_MW = self.head(_at(hidden_NW, at))
         weight_VW, bias_V = self.decoder_weights()
         size = self.config.vocab_size
@@ -127,12 +146,18 @@ class LanguageModel(nn.Module, ABC):
         labels: Tensor,
         label_positions: Tensor | None = None,
         max_seqlen: int | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Return the sum of the plain cross-entropy, how many labels have the highest logit, and how many there are.
 
         No smoothing and no z-loss; dropout is as the module's mode says, so call `eval()` first.
         """
         hidden_NW = self.hidden(input_ids, position_ids, cu_seqlens, max_seqlen)
+        return self.token_score(hidden_NW, labels, label_positions)
+
+    def token_score(
+        self, hidden_NW: Tensor, labels: Tensor, label_positions: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `evaluate` does, from the hidden states of all tokens."""
         hidden_MW = self.head(_at(hidden_NW, label_positions))
         vocab_size, chunk = self.config.vocab_size, self.loss_chunk_tokens
         return score(hidden_MW, *self.decoder_weights(), labels, vocab_size=vocab_size, chunk_tokens=chunk)

@@ -182,6 +182,14 @@ class Operations:
             lambda grad, kept: Gradients([self.ledger.hold(size, "temporaries")], []),
         )
 
+    def tanh(self, x: Value) -> Value:
+        """Apply tanh; keeps the output."""
+        out = self.ledger.hold(x.size)
+        size = x.size
+        return self.ledger.made(
+            out, [x], self.ledger.keep([out]), lambda grad, kept: Gradients([self.ledger.hold(size, "temporaries")], [])
+        )
+
     def swiglu(self, x: Value) -> Value:
         """Gate one half by the other; keeps the input."""
         size = x.size

@@ -7,6 +7,9 @@ from bigtrain.config.model import ModelConfig
 SEGMENTS = 2
 """Rows of BERT's segment embedding, as published; single-segment text reads the first only."""
 
+NEXT_SENTENCE_CLASSES = 2
+"""Logits of the next-sentence head: the second text follows the first, or it does not."""
+
 LOSS_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}
 """Most bytes of one chunk of fp32 logits. A GPU needs the larger one: each chunk reads and writes the whole gradient
 of the vocabulary's matrix, which takes longer than the products of a short chunk."""
@@ -36,6 +39,7 @@ def stored_tensors(config: ModelConfig) -> int:
     per_block = 6 if config.family == "llama" else 12
     embeddings_and_norms = {"bert": 5, "gpt": 4, "llama": 2}[config.family]
     head = (0 if config.tie_word_embeddings else 1) + (5 if config.family == "bert" else 0)
+    head += 4 if config.next_sentence else 0
     return per_block * config.num_hidden_layers + embeddings_and_norms + head
 
 
@@ -46,7 +50,7 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
     head = 0 if config.tie_word_embeddings else vocabulary
     if config.family == "bert":
         embeddings = vocabulary + (config.max_position_embeddings + SEGMENTS) * width + _norm(config)
-        head += width * width + width + _norm(config) + config.vocab_size
+        head += width * width + width + _norm(config) + config.vocab_size + _next_sentence(config)
         final_norm = 0
     else:
         positions = config.max_position_embeddings if config.family == "gpt" else 0
@@ -76,7 +80,12 @@ def parameter_shapes(config: ModelConfig, tensor_ranks: int = 1) -> dict[str, tu
         shapes |= _linear_shapes("head_dense", width, width, bias=True) | _norm_shapes(config, "head_norm")
     else:
         shapes |= _norm_shapes(config, "final_norm")
-    return shapes if config.tie_word_embeddings else shapes | {"decoder.weight": (rows, width)}
+    if not config.tie_word_embeddings:
+        shapes["decoder.weight"] = (rows, width)
+    if config.next_sentence:
+        shapes |= _linear_shapes("next_sentence.pooler", width, width, bias=True)
+        shapes |= _linear_shapes("next_sentence.head", width, NEXT_SENTENCE_CLASSES, bias=True)
+    return shapes
 
 
 def shared_products(config: ModelConfig) -> dict[str, tuple[int, tuple[int, ...]]]:
@@ -131,14 +140,16 @@ def flops_per_token(config: ModelConfig, sequence_length: int, labelled_fraction
 
     6 x (weights of the blocks' matrix products) + 12 x layers x sequence_length x width for attention, not halved when
     causal, + 6 x width x vocabulary for the head at the share of tokens that have a label, to which BERT's head adds
-    6 x width^2. The vocabulary counts unpadded; embeddings, norms and biases count nothing.
+    6 x width^2, and the pooler and its head as much again for the first token of each row. The vocabulary counts
+    unpadded; embeddings, norms and biases count nothing.
     Source: Chowdhery et al. 2022 (PaLM), arXiv 2204.02311, appendix B.
     """
     width = config.hidden_size
     blocks = 6 * config.num_hidden_layers * _block_matrices(config)
     attention = 12 * config.num_hidden_layers * sequence_length * width
     head = 6 * width * (config.vocab_size + (width if config.family == "bert" else 0))
-    return blocks + attention + round(head * labelled_fraction)
+    pair = 6 * width * (width + NEXT_SENTENCE_CLASSES) if config.next_sentence else 0
+    return blocks + attention + round(head * labelled_fraction + pair / sequence_length)
 
 
 def loss_chunk_tokens(padded_vocab_size: int, device: str = "cpu", budget_bytes: int | None = None) -> int:
@@ -147,6 +158,11 @@ def loss_chunk_tokens(padded_vocab_size: int, device: str = "cpu", budget_bytes:
     if budget_bytes is not None:
         limit = min(limit, budget_bytes // LOSS_CHUNK_SHARE)
     return max(LEAST_LOSS_CHUNK, limit // (4 * padded_vocab_size))
+
+
+def _next_sentence(config: ModelConfig) -> int:
+    width = config.hidden_size
+    return (width + 1) * (width + NEXT_SENTENCE_CLASSES) if config.next_sentence else 0
 
 
 def _block(config: ModelConfig) -> int:

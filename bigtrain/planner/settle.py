@@ -31,7 +31,12 @@ def settled(
     here = chosen_hardware(recipe, hardware)
     recipe, ranks = placed(recipe, world_size, devices=here.devices)
     hardware = _shared(recipe, here)
-    model = resolve_model(recipe.model, vocab_size=_vocab_size(recipe), sequence_length=recipe.data.sequence_length)
+    model = resolve_model(
+        recipe.model,
+        vocab_size=_vocab_size(recipe),
+        sequence_length=recipe.data.sequence_length,
+        next_sentence=recipe.train.objective == "mlm_nsp",
+    )
     keys: dict[str, dict[str, Any]] = {
         "model": _shape_keys(recipe, model),
         "train": {"device": hardware.kind, **instead_of_auto(recipe.train, compile=hardware.kind == "cuda")},
@@ -56,7 +61,7 @@ def named_hardware(recipe: Recipe, name: str) -> Hardware:
 
 def labelled_fraction(recipe: Recipe) -> float:
     """Return the share of a row's tokens for which logits are computed."""
-    return recipe.train.masking_probability if recipe.train.objective == "mlm" else 1.0
+    return 1.0 if recipe.train.objective == "clm" else recipe.train.masking_probability
 
 
 def _shape_keys(recipe: Recipe, model: ModelConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bigtrain.config.model import ModelConfig
 from bigtrain.models.cost import MicroBatch
 from bigtrain.models.operations_cost import FLOAT, LONG, Numbers
-from bigtrain.models.shape import SEGMENTS, reads_its_end
+from bigtrain.models.shape import NEXT_SENTENCE_CLASSES, SEGMENTS, reads_its_end
 from bigtrain.planner.roofline import NOTHING, Roofline, Work
 
 MODULE_CALLS = 0.7
@@ -206,17 +206,20 @@ class ModelWork:
 
     def ends(self, batch: MicroBatch) -> tuple[Work, Work]:
         """Return forward and backward of all that is not in a block: embeddings, last norm, head and loss."""
-        operations = [*self._embed(batch.tokens), *self._finish(batch), self._loss(batch.labels)]
+        pairs = self._next_sentence(batch) if batch.pairs else ()
+        operations = [*self._embed(batch), *pairs, *self._finish(batch), self._loss(batch.labels)]
         return _forward(operations), _total(o.backward for o in operations)
 
-    def _embed(self, n: int) -> Iterator[Operation]:
-        config, a, w = self.config, self.numbers.activation, self.numbers.weight
+    def _embed(self, batch: MicroBatch) -> Iterator[Operation]:
+        config, a, w, n = self.config, self.numbers.activation, self.numbers.weight, batch.tokens
         width = config.hidden_size
         yield self._lookup(n, 0 if config.tie_word_embeddings else config.padded_vocab_size)
         if config.family != "llama":
             yield self._lookup(n, config.max_position_embeddings)
             yield Operation(self.run.pointwise(n * width, 2 * a, a), NOTHING)
         if config.family == "bert":
+            if batch.pairs:
+                yield self._lookup(n, SEGMENTS)
             segments = self.run.pointwise(n * width, a, 0) + self.run.pointwise(SEGMENTS * width, 0, w)
             yield Operation(self.run.pointwise(n * width, a, a), segments)
             yield self._layer_norm(n, width)
@@ -229,6 +232,15 @@ class ModelWork:
         table = self.run.pointwise(rows * width, 0, w) if rows else NOTHING
         added = self.run.pointwise(n * width, a + w, w, in_place=True)
         return Operation(self.run.pointwise(n * width, w, a), table + added)
+
+    def _next_sentence(self, batch: MicroBatch) -> Iterator[Operation]:
+        """Pool the first token of each pair, and compute its two logits; the loss of those is nothing beside it."""
+        k, a, width = batch.pairs, self.numbers.activation, self.config.hidden_size
+        scattered = self.run.pointwise(batch.tokens * width, 2 * a, 2 * a)
+        yield Operation(self.run.pointwise(k * width, a, a), scattered)
+        yield self._linear(k, width, width, bias=True)
+        yield Operation(self.run.pointwise(k * width, a, a), self.run.pointwise(k * width, 2 * a, a))
+        yield self._linear(k, width, NEXT_SENTENCE_CLASSES, bias=True)
 
     def _finish(self, batch: MicroBatch) -> Iterator[Operation]:
         config, a, width = self.config, self.numbers.activation, self.config.hidden_size
@@ -273,7 +285,8 @@ class ModelWork:
 
     def batch(self, batch: MicroBatch) -> Work:
         """Bring the micro-batch to the device."""
-        return self.run.pointwise(2 * batch.tokens + 2 * batch.labels, LONG, LONG)
+        segments = batch.tokens if batch.pairs else 0
+        return self.run.pointwise(2 * batch.tokens + 2 * batch.labels + segments, LONG, LONG)
 
 
 def _forward(operations: Iterable[Operation]) -> Work:

@@ -32,6 +32,7 @@ def build_loader(plan: Plan, corpus: Corpus, world: World = ALONE) -> Loader:
         sequence_length=recipe.data.sequence_length,
         packing=recipe.data.packing,
         masking_probability=recipe.train.masking_probability,
+        whole_word_masking=recipe.train.whole_word_masking,
         global_batch_size=recipe.train.global_batch_size,
         seed=recipe.seed,
         rank=rank,

@@ -23,17 +23,30 @@ from bigtrain.world import ALONE, World, current_world
 
 
 @dataclass(frozen=True)
+class PairScore:
+    """The mean loss of the next-sentence task over pairs, in nats, and how many of them were told right."""
+
+    loss: float
+    accuracy: float
+
+    def row(self) -> dict[str, Any]:
+        """Return the task's part of a metrics row."""
+        return {"eval_nsp_loss": self.loss, "eval_nsp_accuracy": self.accuracy}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Means over the labelled tokens of the validation rows, in nats.
 
     `unigram_loss` is the cross-entropy of the same labels under the token frequencies of the training data (add-one
-    smoothed): a model above it has not learned more than frequencies.
+    smoothed): a model above it has not learned more than frequencies. `pairs` is what the next-sentence task gives.
     """
 
     loss: float
     accuracy: float
     unigram_loss: float
     labels: int
+    pairs: PairScore | None = None
 
     @property
     def perplexity(self) -> float:
@@ -47,6 +60,7 @@ class Evaluation:
             "eval_perplexity": self.perplexity,
             "eval_unigram_loss": self.unigram_loss,
             "eval_labels": self.labels,
+            **({} if self.pairs is None else self.pairs.row()),
         }
 
 
@@ -60,6 +74,7 @@ def evaluate_plan(model: nn.Module, plan: Plan, corpus: Corpus, device: torch.de
         sequence_length=recipe.data.sequence_length,
         packing=recipe.data.packing,
         masking_probability=recipe.train.masking_probability,
+        whole_word_masking=recipe.train.whole_word_masking,
         micro_batch_size=plan.micro_batch_size,
         rows_limit=recipe.train.eval_rows,
         rank=rank,
@@ -83,21 +98,28 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    loss, unigram, correct, labels = 0.0, 0.0, 0, 0
+    loss, unigram, correct, labels, of_pairs = 0.0, 0.0, 0, 0, [*NO_PAIRS]
     for batch in rows:
         beat()
         flat = batches.unpad(batch)
         counted = flat["labels"][flat["labels"] != batches.IGNORED_LABEL]
         unigram += float(surprisal[counted.numpy()].sum())
         with torch.no_grad():
-            loss_sum, right, count = model.evaluate(**batches.move(flat, device))
+            loss_sum, right, count, *pairs = model.evaluate(**batches.move(flat, device))
         loss, correct, labels = loss + float(loss_sum), correct + int(right), labels + int(count)
+        of_pairs = [held + float(found) for held, found in zip(of_pairs, pairs or NO_PAIRS, strict=True)]
     model.train(training)
-    loss, unigram, *counts = world.sum([loss / copies, unigram / copies, correct, labels])
-    correct, labels = (int(count) // copies for count in counts)
+    loss, unigram, *counts = world.sum([loss / copies, unigram / copies, correct, labels, *of_pairs])
+    correct, labels = (int(count) // copies for count in counts[:2])
     if not labels:
         raise DataError("the validation split has no label that counts; raise data.validation_fraction")
-    return Evaluation(loss / labels, correct / labels, unigram / labels, labels)
+    nsp_loss, told, pair_count = counts[2:]
+    score = PairScore(nsp_loss / pair_count, told / pair_count) if pair_count else None
+    return Evaluation(loss / labels, correct / labels, unigram / labels, labels, score)
+
+
+NO_PAIRS = (0.0, 0.0, 0.0)
+"""Of pairs: the sum of their losses, how many were told right, how many there are."""
 
 
 def unigram_surprisal(corpus: Corpus) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The evaluation of a finished run, on its own validation data or on other data."""
+"""The evaluation of a finished run or an imported folder, on the validation data of its recipe or on other data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from bigtrain import amp
 from bigtrain.checkpoint.manifest import step_of
-from bigtrain.checkpoint.state import PLAN, TOKENIZER
+from bigtrain.checkpoint.state import PLAN, STATE, TOKENIZER
 from bigtrain.checkpoint.store import find_checkpoint
 from bigtrain.config.load import load_recipe
 from bigtrain.data.corpus import Corpus
@@ -22,7 +22,8 @@ from bigtrain.training.generate import load_trained
 from bigtrain.training.runtime import device_of
 
 CHANGEABLE = (
-    "data.", "amp.", "train.eval_rows=", "train.micro_batch_size=", "train.masking_probability=", "train.device=",
+    "data.", "amp.", "train.eval_rows=", "train.micro_batch_size=", "train.masking_probability=", "train.whole_word_masking=",
+    "train.device=",
 )  # fmt: skip
 """What an evaluation may be told to do otherwise than the run did."""
 
@@ -44,10 +45,10 @@ PLAIN = (
 
 
 def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the evaluation of a run or checkpoint as a metrics row.
+    """Return the evaluation of a run, a checkpoint or an imported folder as a metrics row.
 
     `overrides` change the recipe that made it, such as `data.source=other.txt`; other data are read with the run's own
-    tokenizer. Raises InputError for a run, an override or data that cannot be used.
+    tokenizer. A folder that was imported without one needs `data.tokenizer`. Raises InputError for a run, an override or data that cannot be used.
     """
     folder = find_checkpoint(path)
     here_plan, corpus = _planned(folder, overrides)
@@ -61,9 +62,13 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def _planned(folder: Path, overrides: Sequence[str]) -> tuple[Plan, Corpus]:
     """Return the plan of the evaluation and its corpus, tokenized by the very tokenizer that the weights know."""
-    changes = [*PLAIN, *overrides]
-    own_tokenizer = f"data.tokenizer={json.dumps(str(folder / TOKENIZER))}"
-    if any(override.startswith("data.") for override in overrides):
+    changes, own_file = [*PLAIN, *overrides], folder / TOKENIZER
+    own_tokenizer = f"data.tokenizer={json.dumps(str(own_file))}"
+    is_run, has_tokenizer = (folder / STATE).is_file(), own_file.is_file()
+    if not has_tokenizer and not any(override.startswith("data.tokenizer=") for override in overrides):
+        text = f"missing: {folder} was imported without a tokenizer.json; name the one that the model was trained with"
+        raise InputError(Fault("command line", "data.tokenizer", text))
+    if has_tokenizer and (not is_run or any(override.startswith("data.") for override in overrides)):
         changes.append(own_tokenizer)
     planned = plan(load_recipe(folder / PLAN, changes), bounded=False)
     useless = [override for override in overrides if not override.startswith(CHANGEABLE)]
@@ -71,7 +76,7 @@ def _planned(folder: Path, overrides: Sequence[str]) -> tuple[Plan, Corpus]:
         key = useless[0].partition("=")[0]
         raise InputError(Fault("command line", key, "changes nothing in an evaluation; leave it out"))
     corpus = ensure_prepared(planned.recipe)
-    if corpus.tokenizer_file.read_bytes() != (folder / TOKENIZER).read_bytes():
+    if has_tokenizer and corpus.tokenizer_file.read_bytes() != own_file.read_bytes():
         planned = plan(load_recipe(folder / PLAN, [*changes, own_tokenizer]), bounded=False)
         corpus = ensure_prepared(planned.recipe)
     return planned, corpus

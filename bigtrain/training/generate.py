@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from bigtrain.checkpoint.state import TOKENIZER, load_weights
 from bigtrain.checkpoint.store import find_checkpoint
 from bigtrain.data.tokenizer import open_tokenizer, special_tokens
 from bigtrain.errors import DataError
+from bigtrain.generation.choice import Choice
+from bigtrain.generation.continuation import continue_rows
 from bigtrain.planner.hardware import cpu
 from bigtrain.planner.mechanisms import without_mechanisms
 from bigtrain.planner.plan import Plan, plan
@@ -23,22 +28,30 @@ from bigtrain.training.build import build_plan_model
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint's model in evaluation mode, with the tokenizer and the plan that made it."""
+    """A checkpoint's model in evaluation mode, the plan that made it, and the folder that it came from."""
 
     model: Any
-    tokenizer: Tokenizer
     plan: Plan
+    folder: Path
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Return its tokenizer, which reads a [MASK] that the user writes as one. Raises DataError without one."""
+        file = self.folder / TOKENIZER
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; put the tokenizer there that the model was trained with")
+        tokenizer = open_tokenizer(file)
+        tokenizer.encode_special_tokens = False
+        return tokenizer
 
 
 def load_trained(path: Path) -> TrainedModel:
-    """Return the model of a run or checkpoint, on the CPU. Raises CheckpointError if there is none."""
+    """Return the model of a run, a checkpoint or an imported folder, on the CPU. Raises CheckpointError for others."""
     folder = find_checkpoint(path)
     made_by = plan(without_mechanisms(stored_recipe(folder)), cpu(), bounded=False)
     model: nn.Module = build_plan_model(made_by)
     load_weights(model, folder)
-    tokenizer = open_tokenizer(folder / TOKENIZER)
-    tokenizer.encode_special_tokens = False  # a [MASK] that the user writes is meant as one
-    return TrainedModel(model.eval(), tokenizer, made_by)
+    return TrainedModel(model.eval(), made_by, folder)
 
 
 @torch.no_grad()
@@ -62,33 +75,42 @@ def fill_masks(trained: TrainedModel, prompt: str, *, choices: int = 5) -> list[
     ]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Continuation:
+    """Texts with what follows; how many tokens that is over all, and how long it took, reading included.
+
+    `kept` is how many tokens a text went on from where it filled what the model reads at once, None where none did.
+    """
+
+    texts: list[str]
+    tokens: int
+    seconds: float
+    kept: int | None
+
+
+def continue_texts(
+    trained: TrainedModel, prompts: Sequence[str], *, tokens: int = 60, choice: Choice = Choice()
+) -> Continuation:
+    """Return texts with what the model says comes next, until their document ends or so many tokens are there.
+
+    They are continued side by side, and none knows of the others. Raises DataError for a text that is empty or longer
+    than the model reads.
+    """
+    rows = [_ids(trained, prompt, special=False).tolist() for prompt in prompts]
+    begun = time.monotonic()
+    end = special_tokens(trained.tokenizer).eos
+    found = continue_rows(trained.model, rows, tokens=tokens, choice=choice, end=end)
+    seconds = time.monotonic() - begun
+    added = sum(map(len, found.rows)) - sum(map(len, rows))
+    return Continuation([trained.tokenizer.decode(row) for row in found.rows], added, seconds, found.kept)
+
+
 def continue_text(
     trained: TrainedModel, prompt: str, *, tokens: int = 60, temperature: float = 0.8, seed: int = 0
 ) -> str:
-    """Return a text with what the model says comes next, until the document ends or so many tokens are there.
-
-    Temperature 0 takes the likeliest token each time. Raises DataError if the text is longer than the model reads.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    ids = _ids(trained, prompt, special=False)
-    longest = trained.plan.model.max_position_embeddings
-    end = special_tokens(trained.tokenizer).eos
-    for _ in range(tokens):
-        window = ids[-longest:]
-        logits = trained.model.logits(*_flat(window), at=torch.tensor([len(window) - 1]))[0].float()
-        chosen = _sample(logits, temperature, generator)
-        if int(chosen) == end:
-            break
-        ids = torch.cat([ids, chosen])
-    text: str = trained.tokenizer.decode(ids.tolist())
-    return text
-
-
-def _sample(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    if temperature == 0:
-        return logits.argmax().unsqueeze(0)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+    """Return one text with what follows; temperature 0 takes the likeliest token each time."""
+    choice = Choice(temperature=temperature, seed=seed)
+    return continue_texts(trained, [prompt], tokens=tokens, choice=choice).texts[0]
 
 
 def _ids(trained: TrainedModel, prompt: str, *, special: bool) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigtrain.batch import PairLosses
 from bigtrain.fault_points import reached
 
 
@@ -19,7 +20,12 @@ def changed(output: Any, step: int) -> Any:
     by, gradients_by = reached("loss", step), reached("gradient", step)
     if by is None and gradients_by is None:
         return output
-    loss: Tensor = output if isinstance(output, Tensor) else output.loss
+    if isinstance(output, PairLosses):
+        return PairLosses(*(_changed(loss, by, gradients_by) for loss in output))
+    return _changed(output if isinstance(output, Tensor) else output.loss, by, gradients_by)
+
+
+def _changed(loss: Tensor, by: float | None, gradients_by: float | None) -> Tensor:
     if by is not None:
         loss = loss * by
     if gradients_by is not None:

@@ -14,6 +14,7 @@ from bigtrain.checkpoint.lock import only_user_of
 from bigtrain.checkpoint.resume import PLAN_FILE, check_resume
 from bigtrain.checkpoint.state import TOKENIZER, TrainState
 from bigtrain.checkpoint.store import CheckpointStore, find_checkpoint
+from bigtrain.config.trackers import check_trackers
 from bigtrain.data.cache import cache_folder
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.ensure import ensure_prepared
@@ -36,6 +37,7 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
     data or checkpoints that cannot be used, Interrupted after a signal and a checkpoint.
     """
     folder = Path(run_dir)
+    check_trackers(plan.recipe)
     started_as = check_resume(folder, plan.recipe, allowed)
     with ExitStack() as held:
         world = held.enter_context(joined(kind=plan.hardware.kind, timeout_seconds=plan.recipe.cluster.timeout))
@@ -110,6 +112,10 @@ def _start_from(state: TrainState, store: CheckpointStore, plan: Plan, corpus: C
         first = find_checkpoint(Path(source).expanduser(), state.engine.world)
         _check_tokenizer(first, corpus, plan, "train.init_from")
         state.load_weights(first)
+        if state.engine.world.first:
+            model = plan.model
+            shape = f"{model.family}, {model.num_hidden_layers} blocks of width {model.hidden_size}"
+            print(f"{store.run_dir}: starts from the weights of {first}: {shape}, {model.vocab_size} tokens", flush=True)
 
 
 def _check_tokenizer(checkpoint: Path, corpus: Corpus, plan: Plan, key: str) -> None:

@@ -92,6 +92,7 @@ class Meter:
             "step": step,
             "tokens": tokens,
             "loss": loss,
+            **{name: float(part) for name, part in result.parts.items()},
             "grad_norm": grad_norm,
             "learning_rate": result.learning_rate,
             "tokens_per_second": new_tokens / seconds,

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl always, TensorBoard if asked for."""
+"""What a run writes down: metrics.jsonl always, TensorBoard and other trackers if asked for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain import strict_json
+from bigtrain.config.trackers import TENSORBOARD
+from bigtrain.training.tracking import Trackers
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -26,12 +28,22 @@ class MetricsLog:
     Rows after `step` (of work that was lost when a run was killed) and a torn last line are cut first.
     """
 
-    def __init__(self, run_dir: Path, *, step: int, trackers: list[str]) -> None:
+    def __init__(self, run_dir: Path, *, step: int, trackers: list[str], others: Trackers | None = None) -> None:
+        """Begin after a step; `others` are the trackers besides TensorBoard, and are closed with this."""
+        self._run_dir, self._names, self._others = run_dir, trackers, others
         self._path = run_dir / METRICS_FILE
+        self._refused = False
+        self._open(step)
+
+    def _open(self, step: int) -> None:
         cut_after(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._refused = False
-        self._tensorboard = _tensorboard(run_dir, step) if "tensorboard" in trackers else None
+        self._tensorboard = _tensorboard(self._run_dir, step) if TENSORBOARD in self._names else None
+
+    def go_back(self, step: int) -> None:
+        """Go on after an earlier step: rows after it are cut. Other trackers keep them beside the new ones."""
+        self._close_files()
+        self._open(step)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Write a row; a number that JSON has no form for is written as the text "nan" or "inf".
@@ -40,6 +52,8 @@ class MetricsLog:
         """
         with self._told():
             self._append(row)
+        if self._others is not None:
+            self._others.write(row)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps({key: jsonable(value) for key, value in row.items()}, allow_nan=False) + "\n")
@@ -50,7 +64,12 @@ class MetricsLog:
                     self._tensorboard.add_scalar(key, value, row["step"])
 
     def close(self) -> None:
-        """Bring everything to the disk."""
+        """Bring everything to the disk, and the other trackers to their end."""
+        self._close_files()
+        if self._others is not None:
+            self._others.close()
+
+    def _close_files(self) -> None:
         with self._told():
             self._file.flush()
             os.fsync(self._file.fileno())

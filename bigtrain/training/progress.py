@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bigtrain import terminal
 from bigtrain.units import format_bytes, format_count, format_seconds
 
 DRAW_SECONDS = 0.1
@@ -20,11 +20,11 @@ class RunProgress:
     """Show the steps of a run, unless quiet; use as a context manager."""
 
     def __init__(self, total_steps: int, *, step: int, quiet: bool = False) -> None:
-        self._total_steps, self._quiet = total_steps, quiet
-        self._console = Console(highlight=False)
+        self._total_steps, self._quiet = total_steps, quiet or terminal.is_quiet()
+        self._console = terminal.console()
         self._bar: Progress | None = None
         self._drawn_at = 0.0
-        if self._console.is_terminal and not quiet:
+        if self._console.is_terminal and not self._quiet:
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn())
             shown = TextColumn("{task.fields[figures]}")
             # Drawn here and not by a thread: a process that waits is to be idle.

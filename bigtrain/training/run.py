@@ -17,6 +17,7 @@ from bigtrain.errors import BigtrainError, Interrupted, NodesChanged, NonFiniteG
 from bigtrain.heartbeat import enter
 from bigtrain.planner.plan import Plan
 from bigtrain.step_result import StepResult
+from bigtrain.training.dashboard import story_of
 from bigtrain.training.evaluate import Evaluation, evaluate_plan
 from bigtrain.training.injected import changed, flip_asked_bit
 from bigtrain.training.meter import Meter, Skips
@@ -29,6 +30,7 @@ from bigtrain.training.runtime import NODES_SIGNAL, Runtime, seed_step
 from bigtrain.training.saving import saver_for, saving_lines
 from bigtrain.training.spike_policy import SpikePolicy
 from bigtrain.training.straggler import Stragglers, row_of
+from bigtrain.training.tracking import Trackers
 
 
 class Run:
@@ -93,8 +95,11 @@ class Run:
             write_report(self.folder, self.plan)
 
     def _open_log(self) -> MetricsLog | None:
-        trackers: list[str] = list(self.plan.recipe.logging.trackers)
-        return MetricsLog(self.folder, step=self._state.step, trackers=trackers) if self._world.first else None
+        if not self._world.first:
+            return None
+        names: list[str] = list(self.plan.recipe.logging.trackers)
+        others = Trackers(names, story_of(self.plan, self.folder))
+        return MetricsLog(self.folder, step=self._state.step, trackers=names, others=others)
 
     def _take_steps(self) -> None:
         state, skips = self._state, self._skips
@@ -178,8 +183,7 @@ class Run:
             return False
         if found.back_to is not None:
             if self._log is not None:
-                self._log.close()
-            self._log = self._open_log()
+                self._log.go_back(state.step)
             self._new_tokens = 0
             self._meter.go_on_from(state.tokens)
             self._replicas.forget()
@@ -198,7 +202,7 @@ class Run:
         self._count_tokens()
         found = evaluate_plan(self._state.engine.model, self.plan, self._corpus, self._here.device)
         self._write({"step": self._state.step, "tokens": self._state.tokens, **found.row()})
-        self._progress.say(describe(found, self._state.step, masked=self.plan.recipe.train.objective == "mlm"))
+        self._progress.say(describe(found, self._state.step, masked=self.plan.recipe.train.objective != "clm"))
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._log is not None:
@@ -256,8 +260,9 @@ def describe(found: Evaluation, step: int, *, masked: bool) -> str:
     """Return an evaluation as a line for people."""
     accuracy = f"accuracy {found.accuracy:.1%}, " if masked else ""
     gain = found.unigram_loss - found.loss
+    pairs = "" if found.pairs is None else f", pairs told right {found.pairs.accuracy:.1%}"
     return (
         f"evaluation at step {step}: loss {found.loss:.4f}, {abs(gain):.2f} nat "
         f"{'better' if gain >= 0 else 'worse'} than token frequencies alone ({found.unigram_loss:.4f}), "
-        f"{accuracy}perplexity {found.perplexity:.1f}"
+        f"{accuracy}perplexity {found.perplexity:.1f}{pairs}"
     )

@@ -30,7 +30,6 @@ def test_rows_name_keys_and_values_that_exist_and_admit_the_default(key):
     [
         "train.objective=mlm_nsp",
         "logging.sample_every=5",
-        "logging.trackers=[tensorboard, wandb]",
     ],
 )
 def test_refused(override):
@@ -66,6 +65,7 @@ def test_refused(override):
         "sharding.tensor_parallel=2",
         "cluster.devices_per_node=2",
         "logging.trackers=[]",
+        "logging.trackers=[tensorboard, wandb, comet]",
         "cluster.timeout=30s",
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from bigtrain.config.schema import Recipe
-from bigtrain.data import build, sources
+from bigtrain.data import batches, build, hub, sources
 from bigtrain.data.build import prepare
 from bigtrain.data.corpus import SPLITS, Corpus, corpus_folder
 from bigtrain.data.packing import ROWS_VERSION
@@ -23,11 +24,15 @@ SHARD_TOKENS, BATCH_CHARACTERS = 3000, 2000
 
 CHILD = f"""
 import os, pathlib, pickle, signal, sys
-from bigtrain.data import build, part
-build.SHARD_TOKENS, build.BATCH_CHARACTERS = {SHARD_TOKENS}, {BATCH_CHARACTERS}
+import datasets
+from bigtrain.data import batches, build, hub, part, unfinished
+build.SHARD_TOKENS, batches.BATCH_CHARACTERS = {SHARD_TOKENS}, {BATCH_CHARACTERS}
+if folder := sys.argv[4]:
+    hub.reachable, load = lambda: True, datasets.load_dataset
+    datasets.load_dataset = lambda name, *rest, **keys: load(folder, *rest, **keys)
 owner, name, left = {{
-    "batch": (part.PartWriter, "add"), "part": (build, "_finish"), "state": (build, "write_json"),
-    "manifest": (build, "_manifest"), "rename": (pathlib.Path, "rename"), "tokenizer": (build, "_resumed"),
+    "batch": (part.PartWriter, "add"), "part": (build, "finish"), "state": (unfinished, "write_json"),
+    "manifest": (build, "_manifest"), "rename": (pathlib.Path, "rename"), "tokenizer": (build, "resumed"),
 }}[sys.argv[2]] + (int(sys.argv[3]),)
 whole = getattr(owner, name)
 def killed(*arguments):
@@ -45,7 +50,7 @@ build.prepare(pickle.loads(pathlib.Path(sys.argv[1]).read_bytes()), show_progres
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the small text give several parts of several batches."""
     monkeypatch.setattr(build, "SHARD_TOKENS", SHARD_TOKENS)
-    monkeypatch.setattr(build, "BATCH_CHARACTERS", BATCH_CHARACTERS)
+    monkeypatch.setattr(batches, "BATCH_CHARACTERS", BATCH_CHARACTERS)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def whole(make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> 
     """The files of a corpus that was made without interruption."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "SHARD_TOKENS", SHARD_TOKENS)
-        patch.setattr(build, "BATCH_CHARACTERS", BATCH_CHARACTERS)
+        patch.setattr(batches, "BATCH_CHARACTERS", BATCH_CHARACTERS)
         recipe = make_recipe("gpt", cache=str(tmp_path_factory.mktemp("whole")))
         return contents(prepare(recipe, show_progress=False).folder)
 
@@ -62,9 +67,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def kill(recipe: Recipe, place: str, count: int, tmp_path: Path) -> None:
+def kill(recipe: Recipe, place: str, count: int, tmp_path: Path, hub_folder: str = "") -> None:
+    """Prepare in a process that is killed after `count` calls of a place; the hub is a folder, if one is named."""
     (tmp_path / "recipe").write_bytes(pickle.dumps(recipe))
-    done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path / "recipe"), place, str(count)], check=False)
+    arguments = [str(tmp_path / "recipe"), place, str(count), hub_folder]
+    done = subprocess.run([sys.executable, "-c", CHILD, *arguments], check=False)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -106,9 +113,9 @@ def test_goes_on_after_the_last_finished_part(
     original = build._encoded
 
     def spy(tokenizer: Any, batches: Any) -> Any:
-        for texts, encodings in original(tokenizer, batches):
-            encoded.extend(texts)
-            yield texts, encodings
+        for batch, encodings in original(tokenizer, batches):
+            encoded.extend(batch.texts)
+            yield batch, encodings
 
     monkeypatch.setattr(build, "_encoded", spy)
     prepare(recipe, show_progress=False)
@@ -234,3 +241,80 @@ def test_a_loaded_tokenizer_gives_the_same_tokens(make_recipe: MakeRecipe, bert_
     loaded = prepare(make_recipe("bert", tokenizer=str(tmp_path), cache=str(tmp_path / "cache")), show_progress=False)
     for name in ("train-00000.tokens", "validation-00000.offsets", "unigram_counts.npy", "tokenizer.json"):
         assert (loaded.folder / name).read_bytes() == (bert_corpus.folder / name).read_bytes()
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path, story: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that answers for every hub id: three files, some of whose texts are short, repeated, or no words."""
+    import datasets
+
+    folder, texts = tmp_path / "hub", story(500)
+    folder.mkdir()
+    for number, wanted in enumerate((texts[:200], texts[150:350], [*texts[350:], "1234 5678 9 !", "x"])):
+        (folder / f"train-{number}.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in wanted))
+    load = datasets.load_dataset
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *rest, **keys: load(str(folder), *rest, **keys))
+    return folder
+
+
+def test_a_killed_stream_goes_on_at_its_row(
+    make_recipe: MakeRecipe, tmp_path: Path, small: None, hub_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recipe(cache: str) -> Recipe:
+        keys = {"streaming": True, "deduplicate": True, "min_letters": 0.5, "min_characters": 4, "max_tokens": 14_000}
+        return make_recipe("gpt", source="user/set", cache=str(tmp_path / cache), **keys)
+
+    whole = prepare(recipe("whole"), show_progress=False)
+    kill(recipe("killed"), "part", 2, tmp_path, str(hub_folder))
+    passed: list[int] = []
+    rows = hub.HubRows.__iter__
+
+    def counted(stream: hub.HubRows) -> Any:
+        passed.append(stream.rows)
+        return rows(stream)
+
+    monkeypatch.setattr(hub.HubRows, "__iter__", counted)
+    resumed = prepare(recipe("killed"), show_progress=False)
+    assert contents(resumed.folder) == contents(whole.folder)
+    assert passed[-1] > 0, "the stream was read from its start"
+    assert whole.left_out["duplicate"] == 50
+    tokens = sum(whole.counts(split).tokens for split in SPLITS)
+    assert 14_000 <= tokens < 14_000 + max(map(len, whole.documents("train")))
+
+
+def test_what_is_left_out(
+    make_recipe: MakeRecipe, tmp_path: Path, hub_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"deduplicate": True, "min_letters": 0.5, "min_characters": 4, "cache": str(tmp_path / "cache")}
+    corpus = prepare(make_recipe("gpt", source="user/set", streaming=True, **keys))
+    assert corpus.left_out == {"filtered": 2, "duplicate": 50}
+    assert sum(corpus.counts(split).documents for split in SPLITS) == 500
+    said = capsys.readouterr().out.splitlines()
+    assert "reading the whole stream; data.max_tokens=9103 stops where this run has read enough" in said
+    assert said[-1] == "left out: 2 documents by the filter, 50 as duplicates"
+    assert not list(corpus.folder.glob("*.seen")) and not (corpus.folder / "progress.json").exists()
+    plain = prepare(make_recipe("gpt", source=str(hub_folder), cache=str(tmp_path / "cache")), show_progress=False)
+    assert sum(plain.counts(split).documents for split in SPLITS) == 552
+    assert plain.left_out == {"filtered": 0, "duplicate": 0}
+
+
+def test_a_stream_that_breaks_off_is_kept(
+    make_recipe: MakeRecipe, tmp_path: Path, small: None, hub_folder: Path
+) -> None:
+    recipe = make_recipe("gpt", source="user/set", streaming=True, cache=str(tmp_path / "cache"))
+    whole = (hub_folder / "train-2.jsonl").read_text()
+    (hub_folder / "train-2.jsonl").write_text(whole[:-5])
+    with pytest.raises(DataError, match=r"reading 'user/set' broke off after row \d+: .*; run again to go on"):
+        prepare(recipe, show_progress=False)
+    (hub_folder / "train-2.jsonl").write_text(whole)
+    corpus = prepare(recipe, show_progress=False)
+    again = make_recipe("gpt", source="user/set", streaming=True, cache=str(tmp_path / "again"))
+    assert contents(corpus.folder) == contents(prepare(again, show_progress=False).folder)
+
+
+def test_nothing_left_by_the_filter(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words\n\nother words\n\n77\n\n88")
+    recipe = make_recipe("gpt", source=str(tmp_path / "a.txt"), cache=str(tmp_path / "cache"), min_characters=11)
+    with pytest.raises(DataError, match="two documents are needed, .*; left out: 3 documents by the filter, 0 as dup"):
+        prepare(recipe, show_progress=False)

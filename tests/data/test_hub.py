@@ -11,7 +11,7 @@ import pytest
 
 from bigtrain.config.schema import DataSection
 from bigtrain.data import hub
-from bigtrain.data.hub import cached_tokenizer_file, hub_documents, hub_tokenizer_file, reachable
+from bigtrain.data.hub import HubRows, cached_tokenizer_file, hub_texts, hub_tokenizer_file, reachable
 from bigtrain.errors import DataError
 
 ORIGIN = "recipe.yaml:6"
@@ -21,7 +21,7 @@ class Made:
     """Stands in for a data set of the hub, as `datasets` gives it."""
 
     def __init__(self, texts: list[Any], column: str = "text") -> None:
-        self.texts, self.column_names = texts, ["id", column]
+        self.texts, self.column_names, self.features = texts, ["id", column], None
 
     def select_columns(self, names: list[str]) -> Made:
         assert set(names) <= set(self.column_names)
@@ -55,7 +55,7 @@ def load(monkeypatch: pytest.MonkeyPatch, answer: Any) -> dict[str, Any]:
 
 def fault(data: DataSection) -> str:
     with pytest.raises(DataError) as raised:
-        list(hub_documents(data, "user/set", ORIGIN))
+        list(hub_texts(data, "user/set", ORIGIN))
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -63,7 +63,7 @@ def fault(data: DataSection) -> str:
 def test_documents(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
     call = load(monkeypatch, Made([f"text {number}" for number in range(600)]))
     data = DataSection(source="user/set", subset="one", split="test", streaming=True)
-    assert list(hub_documents(data, "user/set", ORIGIN)) == [f"text {number}" for number in range(600)]
+    assert list(hub_texts(data, "user/set", ORIGIN)) == [f"text {number}" for number in range(600)]
     assert call == {"name": "user/set", "subset": "one", "split": "test", "streaming": True}
 
 
@@ -175,8 +175,57 @@ def test_the_real_library_on_a_folder(tmp_path: Path, streaming: bool, online: N
     rows = "".join(f'{{"id": {number}, "text": "text {number}"}}\n' for number in range(700))
     (tmp_path / "set" / "train.jsonl").write_text(rows)
     data = DataSection(source="user/set", streaming=streaming)
-    assert list(hub_documents(data, str(tmp_path / "set"), ORIGIN)) == [f"text {number}" for number in range(700)]
+    assert list(hub_texts(data, str(tmp_path / "set"), ORIGIN)) == [f"text {number}" for number in range(700)]
     with pytest.raises(DataError, match="no column 'body' in .*; there are: id, text"):
-        list(hub_documents(DataSection(text_column="body", streaming=streaming), str(tmp_path / "set"), ORIGIN))
+        list(hub_texts(DataSection(text_column="body", streaming=streaming), str(tmp_path / "set"), ORIGIN))
     with pytest.raises(DataError, match="the hub says: "):
-        list(hub_documents(DataSection(split="elsewhere", streaming=streaming), str(tmp_path / "set"), ORIGIN))
+        list(hub_texts(DataSection(split="elsewhere", streaming=streaming), str(tmp_path / "set"), ORIGIN))
+
+
+def test_gated_sets_say_how_to_get_in(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
+    import httpx
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import GatedRepoError
+
+    error = DatasetNotFoundError("Dataset 'user/set' is a gated dataset on the Hub. You must be authenticated.")
+    response = httpx.Response(401, request=httpx.Request("GET", "https://hub.example"))
+    error.__cause__ = GatedRepoError("gated", response=response)
+    load(monkeypatch, error)
+    text = fault(DataSection(source="user/set"))
+    assert text.startswith(f"{ORIGIN}: data.source: the hub says: Dataset 'user/set' is a gated dataset on the Hub.")
+    assert text.endswith("; ask for access on its page, then say who you are by HF_TOKEN or: hf auth login")
+
+
+def test_absent_sets_and_scripts(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
+    from datasets.exceptions import DatasetNotFoundError
+
+    for error in (
+        DatasetNotFoundError("Dataset 'user/set' doesn't exist on the Hub or cannot be accessed."),
+        RuntimeError("Dataset scripts are no longer supported, but found set.py"),
+    ):
+        load(monkeypatch, error)
+        assert f"the hub says: {str(error).rstrip('.')}; use data.source" in fault(DataSection(source="user/set"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_another_type(tmp_path: Path, streaming: bool, online: None) -> None:
+    (tmp_path / "train.jsonl").write_text('{"id": 1, "text": "a", "tags": ["a"]}\n')
+    for column, kind in (("id", "int64"), ("tags", "List")):
+        with pytest.raises(DataError, match=f"column '{column}' of .* holds {kind}, not text; there is text in: text;"):
+            data = DataSection(source="user/set", text_column=column, streaming=streaming)
+            list(hub_texts(data, str(tmp_path), ORIGIN))
+
+
+def test_a_state_of_another_set(tmp_path: Path, online: None) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
+    data = DataSection(source="user/set", streaming=True)
+    with pytest.raises(DataError, match=r"cannot go on after row 7: it is another data set than it was; use another"):
+        list(HubRows(data, str(tmp_path), ORIGIN, {"other": 1}, 7))
+
+
+def test_faults_of_the_code_are_not_those_of_the_set(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
+    made = Made(["a"])
+    monkeypatch.setattr(made, "iter", lambda batch_size: iter([1 / 0 for _ in range(batch_size)]))
+    load(monkeypatch, made)
+    with pytest.raises(ZeroDivisionError):
+        list(hub_texts(DataSection(source="user/set"), "user/set", ORIGIN))

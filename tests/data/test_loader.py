@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from bigtrain.batch import IGNORED_LABEL, Batch
 from bigtrain.data import loader as module
 from bigtrain.data.corpus import Corpus
-from bigtrain.data.loader import Loader, evaluation_batches, stream_rows
+from bigtrain.data.loader import Loader, evaluation_batches
+from bigtrain.data.order import stream_rows
 from bigtrain.data.rows import RowReader, RowShape
 from bigtrain.errors import DataError
 

@@ -123,3 +123,49 @@ def test_rows_without_a_maskable_token() -> None:
     nothing = mask(ids[:1], ids[:1] >= 5)
     assert nothing.labels.tolist() == [[IGNORED_LABEL] * 3]
     assert nothing.input_ids.tolist() == ids[:1].tolist()
+
+
+def words_of(ids: np.ndarray, maskable: np.ndarray, continues: np.ndarray) -> list[list[list[int]]]:
+    """Return, for each row, the positions of each word."""
+    rows = []
+    for row in range(len(ids)):
+        words: list[list[int]] = []
+        for place in np.flatnonzero(maskable[row]).tolist():
+            if continues[row, place] and words and words[-1][-1] == place - 1:
+                words[-1].append(place)
+            else:
+                words.append([place])
+        rows.append(words)
+    return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(4, 70), st.floats(0.05, 0.9), st.floats(0.0, 0.9), st.integers(0, 99))
+def test_words_are_chosen_whole(count: int, width: int, probability: float, continuing: float, seed: int) -> None:
+    ids, maskable = rows_of(count, width, seed)
+    continues = np.random.default_rng(seed).random(ids.shape) < continuing
+    keys = key_of(1, 0, np.arange(len(ids), dtype=np.uint64))
+    masked = mask_rows(ids, ids != 0, maskable, keys, probability, MASK, ORDINARY, continues)
+    chosen = masked.labels != IGNORED_LABEL
+    assert np.array_equal(np.where(chosen, masked.labels, masked.input_ids), ids)
+    for row, words in enumerate(words_of(ids, maskable, continues)):
+        picked = [word for word in words if chosen[row, word].any()]
+        assert all(chosen[row, word].all() for word in picked)
+        wanted, total = max(1, round(probability * int((ids[row] != 0).sum()))), int(chosen[row].sum())
+        left = [len(word) for word in words if word not in picked]
+        if total > wanted:  # every word is too long, and one of the shortest is chosen
+            assert len(picked) == 1 and total == min(map(len, words))
+        else:
+            assert all(size > wanted - total for size in left)  # nothing more fits
+    alone = mask_rows(ids[-1:], ids[-1:] != 0, maskable[-1:], keys[-1:], probability, MASK, ORDINARY, continues[-1:])
+    assert np.array_equal(alone.input_ids[0], masked.input_ids[-1])
+
+
+def test_each_word_is_chosen_as_often_as_its_share() -> None:
+    ids = np.full((4000, 40), 7)
+    continues = np.tile(np.array([False, True, False, False]), (4000, 10))  # words of two tokens, one, and one
+    keys = key_of(1, 0, np.arange(4000, dtype=np.uint64))
+    chosen = mask_rows(ids, ids > 0, ids > 0, keys, 0.25, MASK, ORDINARY, continues).labels != IGNORED_LABEL
+    assert (chosen.sum(axis=1) == 10).all()  # filled up by words of one token
+    assert np.abs(chosen.reshape(4000, 10, 4).mean(axis=(0, 1)) - 0.25).max() < 0.02
+    assert np.array_equal(chosen[:, ::4], chosen[:, 1::4])

@@ -11,6 +11,7 @@ from bigtrain.batch import IGNORED_LABEL
 from bigtrain.data.corpus import Corpus
 from bigtrain.data.packing import spans
 from bigtrain.data.rows import RowReader, Rows, RowShape, next_tokens
+from bigtrain.data.words import continuing_tokens
 from bigtrain.errors import DataError
 
 
@@ -129,6 +130,20 @@ def test_tokens_beyond_the_vocabulary_are_damage(gpt_corpus: Corpus, tmp_path: P
     assert text.endswith(f"in a vocabulary of 400; delete the folder {corpus.folder} and run bigtrain prepare again")
 
 
-def test_no_pairs_of_sentences(bert_corpus: Corpus) -> None:
-    with pytest.raises(DataError, match=r"train.objective: rows hold no pairs of sentences; use mlm"):
-        RowReader(bert_corpus, "train", RowShape("mlm_nsp", 32, True), 1)
+def test_whole_words_are_masked(bert_corpus: Corpus) -> None:
+    """The first token of a piece begins a word, whatever it is; what follows a special token does too."""
+    shape = RowShape("mlm", 32, True, whole_word_masking=True)
+    read = RowReader(bert_corpus, "train", shape, 1)
+    rows = everything(read)
+    continues = continuing_tokens(bert_corpus.tokenizer_file, bert_corpus.vocab_size)
+    chosen, longer = rows.labels != IGNORED_LABEL, 0
+    for row, lengths in enumerate(rows.document_lengths):
+        ends = np.cumsum(lengths)
+        original = np.where(chosen[row], rows.labels[row], rows.input_ids[row])
+        for begin, end in zip(ends - lengths, ends, strict=True):
+            for place in range(begin + 1, end):
+                if continues[original[place]] and original[place - 1] >= 5 and original[place] >= 5:
+                    assert chosen[row, place] == chosen[row, place - 1]
+                    longer += bool(chosen[row, place])
+    assert longer > 20
+    assert not np.array_equal(chosen, everything(reader(bert_corpus)).labels != IGNORED_LABEL)

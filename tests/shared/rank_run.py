@@ -16,8 +16,8 @@ from group import SECONDS, told_by_all
 ROWS, LENGTH, VOCABULARY = 16, 16, 90
 
 
-def rows(family: str, step: int) -> dict[str, Any]:
-    """Return a global batch whose rows have from no label to many, and of documents one, two and padding."""
+def rows(family: str, step: int, *, pairs: bool = False) -> dict[str, Any]:
+    """Return a global batch whose rows have from no label to many, and of documents or pairs one, two and padding."""
     import torch
 
     generator = torch.Generator().manual_seed(step)
@@ -30,7 +30,11 @@ def rows(family: str, step: int) -> dict[str, Any]:
             labels[row, : 1 + row % 7] = ids[row, : 1 + row % 7]
         else:
             labels[row, row % 4 : first - 1] = ids[row, 1 + row % 4 : first]
-    return {"input_ids": ids, "labels": labels, "document_lengths": lengths.to(torch.int32)}
+    found = {"input_ids": ids, "labels": labels, "document_lengths": lengths.to(torch.int32)}
+    if pairs:
+        found["segment_ids"] = (torch.arange(LENGTH) % 5 > 2).long().repeat(ROWS, 1)
+        found["next_sentence_labels"] = (ids[:, :2] % 2).masked_fill(lengths == 0, -100)
+    return found
 
 
 def follow(recipe: Any, steps: int) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def follow(recipe: Any, steps: int) -> dict[str, Any]:
     losses, norms, skipped = [], [], []
     for step in range(steps):
         seed_step(recipe.seed, step, rank)
-        whole = rows(recipe.model.family, step)
+        whole = rows(recipe.model.family, step, pairs=plan.model.next_sentence)
         mine = {name: tensor[rank * share : (rank + 1) * share] for name, tensor in whole.items()}
         for micro in engine.micro_batches(mine):
             engine.backward(engine.model(**micro))

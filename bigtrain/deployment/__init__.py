@@ -1,0 +1,1 @@
+"""Programs of a trained model that run without bigtrain: torch.export's and ONNX."""

@@ -55,6 +55,7 @@ def launch(
     ] = None,
 ) -> None:
     """Plan, then train; the same command again resumes."""
+    from bigtrain.config.trackers import check_trackers
     from bigtrain.launcher import fetch_tokenizer, plan_again, started_ranks
     from bigtrain.launcher import launch as start
     from bigtrain.rendering import Command, check_local, job_file
@@ -72,6 +73,7 @@ def launch(
     folder = run_dir or Path("runs") / loaded.name
     if not dry_run:
         check_local(loaded)
+        check_trackers(loaded)
         with stoppable(folder):
             fetch_tokenizer(loaded)
     with terminal.working("planning", aside=dry_run):

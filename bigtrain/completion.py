@@ -26,10 +26,10 @@ def complete_override(incomplete: str) -> list[str]:
 
 
 def complete_device(incomplete: str) -> list[str]:
-    """Return the devices of the table that begin so."""
+    """Return the devices that begin so: this machine's processor, and those of the table."""
     from bigtrain.planner.devices import devices
 
-    return [name for name in devices() if name.startswith(incomplete)]
+    return [name for name in ("cpu", *devices()) if name.startswith(incomplete)]
 
 
 def _written(value: object) -> str:

@@ -123,7 +123,9 @@ class _Creation:
             module, name = self._places[key][0]
             if getattr(module, name) is tensor and _memory(tensor) not in met.memories:
                 of_whom = f"{name} of a {type(module).__name__}"
-                raise InputError(f"{of_whom} is on the meta device, and init_weights() leaves it out; initialise it there")
+                raise InputError(
+                    f"{of_whom} is on the meta device, and init_weights() leaves it out; initialise it there"
+                )
             self._finish(key, made)
 
     def _create(self, key: int) -> Tensor:

@@ -6,12 +6,9 @@ chooses a whole step through the engine, which is what the plan says of memory.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Timer
 from typing import cast
 
 from torch import nn
@@ -37,19 +34,17 @@ from bigtrain.planner.clock import Clock, Flops
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.links import communication, links_of
 from bigtrain.planner.module_plan import ModulePlan, Undescribed, module_recipe
-from bigtrain.planner.module_search import TRACED_ROWS, FoundModule, Module, search_module
+from bigtrain.planner.module_search import STAGES, TRACED_ROWS, FoundModule, Module, search_module
 from bigtrain.planner.price import budget_bytes
 from bigtrain.planner.rates import Rates, rates_of
 from bigtrain.planner.roofline import Roofline
 from bigtrain.planner.speed import StepSeconds
 from bigtrain.recompute.policy import resolve
 from bigtrain.sharding.cost import collectives
+from bigtrain.terminal import working
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 """What `precision` may say: fp8 exchanges layers, which are not traced."""
-
-PATIENCE_SECONDS = 2.0
-"""Before planning says what it is doing."""
 
 
 def plan_model(
@@ -64,6 +59,7 @@ def plan_model(
     world_size: int = 1,
     micro_batch_size: int | None = None,
     recompute: str | Sequence[str] | None = None,
+    zero_stage: int | None = None,
     blocks: type[nn.Module] | Sequence[nn.Module] | None = None,
     forward: Forward = called,
     causal: bool = False,
@@ -75,12 +71,13 @@ def plan_model(
     The model may be on the meta device; nothing of it is allocated or changed. `sample` is a batch of any number of
     rows, of the lengths that training will have. `memory_budget` is a size such as "24GiB", or what the device has.
     `optimizer` is what `prepare` will be given, or a class of torch.optim by its name in small letters. `device` is a
-    name of the table, "cpu" or "cuda" of this machine, or what this machine has. `micro_batch_size` and `recompute` (a
-    policy, or one for each block) are chosen if not given. `blocks` are the modules that may recompute, or their class:
-    give `prepare` the same. `forward` returns the loss of model and micro-batch, without it `model(**micro_batch)`,
-    whose result or its `.loss` is one. `causal` says that the model moves labels by one itself, as transformers' causal
-    models do. `real` names tensors of the sample whose numbers the model reads, beside `attention_mask`: of a mask that
-    masks nothing, transformers makes none for attention, so let the sample's be one that training will have.
+    name of the table, "cpu" or "cuda" of this machine, or what this machine has. `micro_batch_size`, `recompute` (a
+    policy, or one for each block) and `zero_stage` are chosen if not given. `blocks` are the modules that may
+    recompute, or their class: give `prepare` the same. `forward` returns the loss of model and micro-batch, without it
+    `model(**micro_batch)`, whose result or its `.loss` is one. `causal` says that the model moves labels by one
+    itself, as transformers' causal models do. `real` names tensors of the sample whose numbers the model reads, beside
+    `attention_mask`: of a mask that masks nothing, transformers makes none for attention, so let the sample's be one
+    that training will have.
 
     The plan is for one run of `prepare`, not a recipe: it has no model section, and the learning rate is constant.
     Memory on one rank is that of a traced step; what ZeRO takes off and adds is computed, from a model's bytes.
@@ -91,6 +88,8 @@ def plan_model(
     subject = Subject(model, check_sample(sample), factory_of(optimizer), forward, blocks, (*REAL, *real))
     _check_precision(precision, hardware)
     _check_rows(global_batch_size, world_size, micro_batch_size)
+    if zero_stage not in (None, *STAGES):
+        raise InputError(f"zero_stage: {zero_stage!r} is no stage; use 0, 1, 2 or 3, or None for the fastest that fits")
     policies = None if recompute is None else tuple(resolve(recompute, len(subject.block_names)))
     if "offload" in (policies or ()):
         raise InputError("recompute: 'offload' cannot be traced for a model of your own; use full")
@@ -107,7 +106,7 @@ def plan_model(
         optimizer=name,
         learning_rate=rate,
     )
-    planning = _Planning(subject, recipe, hardware, world_size, micro_batch_size, policies)
+    planning = _Planning(subject, recipe, hardware, world_size, micro_batch_size, policies, zero_stage)
     found = search_module(planning.module(), budget, name=subject.name)
     return planning.plan(found.choice, found)
 
@@ -166,6 +165,7 @@ class _Planning:
     world_size: int
     micro_batch_size: int | None = None
     recompute: tuple[str, ...] | None = None
+    zero_stage: int | None = None
 
     def module(self) -> Module:
         """Return the model as the search sees it."""
@@ -187,6 +187,7 @@ class _Planning:
             sending=self._sending,
             micro_batch_size=self.micro_batch_size,
             recompute=self.recompute,
+            zero_stage=self.zero_stage,
         )
 
     def plan(self, choice: Choice, found: FoundModule | None = None) -> ModulePlan:
@@ -218,11 +219,12 @@ class _Planning:
         )
 
     def _trace(self, rows: int) -> ModelTrace:
-        with told(f"tracing {self.subject.name} by blocks, micro-batches of {rows}"):
+        with working(f"bigtrain: tracing {self.subject.name} by blocks, micro-batches of {rows}", aside=True):
             return self.subject.trace(rows, self.recipe.amp.precision, self._clock)
 
     def _memory(self, choice: Choice) -> MemoryReport:
-        with told(f"tracing a step of {self.subject.name}, micro-batches of {choice.micro_batch_size}"):
+        doing = f"bigtrain: tracing a step of {self.subject.name}, micro-batches of {choice.micro_batch_size}"
+        with working(doing, aside=True):
             recording = self._recordings[choice] = self.subject.step(self.plan(choice))
         reserved = reserved_bytes(recording) if self.hardware.kind == "cuda" else None
         return MemoryReport(causes_at_peak(recording, SECOND_STEP), reserved_bytes_peak=reserved)
@@ -273,19 +275,6 @@ class _Planning:
             forward_seconds=forward_seconds,
             backward_seconds=backward_seconds,
         )
-
-
-@contextmanager
-def told(doing: str) -> Iterator[None]:
-    """Say on a terminal what takes long, when it has begun to."""
-    timer = Timer(PATIENCE_SECONDS, lambda: print(f"bigtrain: {doing} ...", file=sys.stderr))
-    timer.daemon = True
-    if sys.stderr.isatty():
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _hardware(device: str | Hardware | None) -> Hardware:

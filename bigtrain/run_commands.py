@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from bigtrain import terminal
+from bigtrain.arguments import Overrides
+from bigtrain.errors import InputError
 from bigtrain.units import format_bytes, format_count
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, a checkpoint in one, or an imported folder.")
 ]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; nothing is written over.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, such as train.steps=20.")
-]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,23 +32,54 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(run: RunArgument, overrides: Overrides = None) -> None:
     """Evaluate a run on its own validation data, or with data.source=... on other data."""
-    from bigtrain.training.evaluate_run import evaluate_run
+    with terminal.working("evaluating", aside=True):
+        from bigtrain.training.evaluate_run import evaluate_run
 
-    print(json.dumps(evaluate_run(run, overrides or []), indent=1))
+        found = evaluate_run(run, overrides or [])
+    print(json.dumps(found, indent=1))
+    terminal.tell_next(shlex.join(["bigtrain", "export", str(run), "OUT"]), aside=True)
 
 
-def export_model(run: RunArgument, out: OutArgument) -> None:
-    """Write a run's model as a Hugging Face folder, which transformers loads."""
+def export_model(
+    run: RunArgument,
+    out: OutArgument,
+    kind: Annotated[
+        Literal["pt2", "onnx"] | None,
+        typer.Option("--format", help="A program of torch.export, or ONNX, in place of a Hugging Face folder."),
+    ] = None,
+) -> None:
+    """Write a run's model as a Hugging Face folder, which transformers loads, or as a program that runs alone."""
+    if kind is not None:
+        _export_program(run, out, kind)
+        return
     from bigtrain.hugging_face.exporting import export_folder
 
-    made = export_folder(run, out)
+    with terminal.working("exporting"):
+        made = export_folder(run, out)
     files = "1 file" if made.files == 1 else f"{made.files} files"
     print(
         f"{made.folder}: {made.architecture} of {made.checkpoint}, {format_count(made.parameters)} parameters, "
         f"{format_bytes(made.size)} in {files}, {'with its' if made.tokenizer else 'without a'} tokenizer"
     )
     loader = made.loader
-    print(f"next: python -c \"from transformers import {loader}; {loader}.from_pretrained('{made.folder}')\"")
+    terminal.tell_next(f"python -c \"from transformers import {loader}; {loader}.from_pretrained('{made.folder}')\"")
+
+
+def _export_program(run: Path, out: Path, kind: Literal["pt2", "onnx"]) -> None:
+    from bigtrain.deployment.export import export_program
+
+    with terminal.working("exporting"):
+        made = export_program(run, out, kind)
+    print(
+        f"{made.file}: {made.checkpoint}, {format_count(made.parameters)} parameters in fp32, "
+        f"{format_bytes(made.size)} {'with its' if made.tokenizer else 'without a'} tokenizer; "
+        "input_ids and attention_mask (batch, length) to logits"
+    )
+    opened = {
+        "pt2": f"import torch; torch.export.load('{made.file}').module()",
+        "onnx": f"import onnxruntime; onnxruntime.InferenceSession('{made.file}')",
+    }
+    terminal.tell_next(f'python -c "{opened[kind]}"')
 
 
 def import_model(
@@ -56,7 +89,8 @@ def import_model(
     """Make of a Hugging Face folder what train.init_from takes, and eval, generate and export."""
     from bigtrain.hugging_face.importing import import_folder
 
-    made = import_folder(source, out)
+    with terminal.working("importing"):
+        made = import_folder(source, out)
     shape = f"{made.config.family}, {made.config.num_hidden_layers} blocks of width {made.config.hidden_size}"
     print(f"{made.folder}: {shape}, {format_count(made.parameters)} parameters, {made.config.vocab_size:,} tokens")
     if made.left_out:
@@ -65,25 +99,61 @@ def import_model(
     tokenizer = f"data.tokenizer={made.folder / 'tokenizer.json'}" if made.tokenizer else "data.tokenizer=..."
     if not made.tokenizer:
         print(f"{source} has no tokenizer.json: name the model's own, or train one that is no larger")
-    print(f"next: bigtrain launch RECIPE train.init_from={made.folder} {tokenizer}")
+    terminal.tell_next(f"bigtrain launch RECIPE train.init_from={made.folder} {tokenizer}")
 
 
 def generate(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="The text to continue, or with [MASK] to fill.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="The text to continue, or with [MASK] to fill; - reads it. Repeatable.")
+    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the text.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add (GPT).")] = 60,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time (GPT).")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Choose among so many of the likeliest (GPT).")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among the fewest of this probability (GPT).")] = None,
     seed: Annotated[int, typer.Option(help="Seeds the choice of tokens (GPT).")] = 0,
 ) -> None:
     """Continue a text (GPT), or fill its [MASK]s (BERT)."""
-    from bigtrain.training.generate import continue_text, fill_masks, load_trained
+    from bigtrain.generation.choice import Choice
 
-    trained = load_trained(run)
-    if trained.plan.model.causal:
-        print(continue_text(trained, prompt, tokens=tokens, temperature=temperature, seed=seed))
+    texts = _prompts(prompt or [], prompt_file)
+    choice = Choice(temperature, top_k, top_p, seed)
+    with terminal.working("loading the model", aside=True):
+        from bigtrain.training.generate import continue_texts, fill_masks, load_trained
+
+        trained = load_trained(run)
+    export = shlex.join(["bigtrain", "export", str(run), "OUT"])
+    if not trained.plan.model.causal:
+        for text in texts:
+            for number, guesses in enumerate(fill_masks(trained, text), 1):
+                shown = "  ".join(f"{token} {probability:.1%}" for token, probability in guesses)
+                print(f"[MASK] {number}: {shown}")
+        terminal.tell_next(export, aside=True)
         return
-    for number, guesses in enumerate(fill_masks(trained, prompt), 1):
-        print(f"[MASK] {number}: " + "  ".join(f"{token} {probability:.1%}" for token, probability in guesses))
+    found = continue_texts(trained, texts, tokens=tokens, choice=choice)
+    print("\n\n".join(found.texts))
+    if found.kept is not None:
+        longest = trained.plan.model.max_position_embeddings
+        note = f"note: the model reads {longest} tokens at once; a text that filled them went on from its last"
+        terminal.tell(f"{note} {found.kept}", aside=True)
+    if terminal.is_verbose():
+        speed = found.tokens / max(found.seconds, 1e-9)
+        terminal.tell(f"{found.tokens} tokens in {found.seconds:.2f} s, {speed:.1f} tokens/s", aside=True)
+    terminal.tell_next(export, aside=True)
+
+
+def _prompts(prompts: list[str], file: Path | None) -> list[str]:
+    """Return the texts that are asked for; raises InputError where there is none, or one cannot be read."""
+    if bool(prompts) == (file is not None):
+        raise InputError("command line: --prompt: give the text here, or with --prompt-file FILE, and one of the two")
+    try:
+        if file is not None:
+            return [file.expanduser().read_text(encoding="utf-8")]
+        return [sys.stdin.read() if text == "-" else text for text in prompts]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
+        raise InputError(f"command line: --prompt-file: {file or '-'}: {why}; name a text file") from error
 
 
 def extend(
@@ -96,8 +166,9 @@ def extend(
     """Make a run that goes on with a larger vocabulary: all tokens it has, and new ones; RUN stays as it is."""
     from bigtrain.extension.extend import extend as extend_run
 
-    made = extend_run(run, tokenizer, output)
+    with terminal.working("extending"):
+        made = extend_run(run, tokenizer, output)
     print(f"{made.folder}: step {made.step}, {made.before:,} tokens in the model became {made.tokens:,}")
     if made.rounded:
         print(f"{made.rounded} moments were rounded anew: their blocks fall otherwise in the larger matrices")
-    print(f"next: bigtrain launch {made.folder / 'plan.yaml'} --run-dir {made.folder}")
+    terminal.tell_next(f"bigtrain launch {made.folder / 'plan.yaml'} --run-dir {made.folder}")

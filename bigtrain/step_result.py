@@ -11,10 +11,10 @@ from torch import Tensor
 class StepResult:
     """What one optimizer step did.
 
-    `loss` (fp64) is the mean over the labelled tokens of the global batch, or the sum of such means where a model learns
-    several tasks, whose `parts` are there by name; `grad_norm` (fp32) the global norm before
-    clipping, `loss_scale` what the loss was multiplied by: 0-dim tensors on the model's device. `skipped` says that
-    loss or gradient was not finite and nothing was changed; reading it waits until a GPU has taken the step.
+    `loss` (fp64) is the mean over the labelled tokens of the global batch, or the sum of such means where a model
+    learns several tasks, whose `parts` are there by name; `grad_norm` (fp32) the global norm before clipping,
+    `loss_scale` what the loss was multiplied by: 0-dim tensors on the model's device. `skipped` says that loss or
+    gradient was not finite and nothing was changed; reading it waits until a GPU has taken the step.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class Weighing:
         """What it is made of, by name; empty for a model with one loss."""
 
     def cut(self, batch: Batch, micro_batch_size: int) -> Iterator[tuple[Batch, bool]]:
-        """Yield this rank's rows in micro-batches, and whether one is the last; those with no label anywhere are left out.
+        """Yield this rank's micro-batches, and whether each is the last; those with no label anywhere are left out.
 
         Raises DataError if no row of any rank has a label.
         """

@@ -87,7 +87,8 @@ def staged_link(pages: Path, page: Path, homes: dict[Path, Path], link: str) -> 
 
 def relinked(text: str, change: Callable[[str], str]) -> str:
     """Return Markdown with each relative link changed, apart from those in code."""
-    parts, end = [], 0
+    parts: list[str] = []
+    end = 0
     for code in CODE.finditer(text):
         parts += [LINK.sub(lambda found: change(found[1]), text[end : code.start()]), code[0]]
         end = code.end()

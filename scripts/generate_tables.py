@@ -1,6 +1,6 @@
 """Write the key by key tables into docs/coming_from_*.md; with --check, only say whether they are up to date.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; its rows are those that the translations read.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; the translations read the same rows.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.D
 
 def filled(text: str) -> str:
     """Return a page with its tables as they are now."""
+
     def table(found: re.Match[str]) -> str:
         lines = "\n".join(markdown(TABLES[found[2]]))
         return f"{found[1]}\n{lines}\n\n{found[3]}"

@@ -110,3 +110,14 @@ def test_move_leaves_plain_values_alone() -> None:
     moved = batches.move({"input_ids": torch.zeros(2), "max_seqlen": 7}, torch.device("cpu"))
     assert moved["max_seqlen"] == 7
     assert moved["input_ids"].device.type == "cpu"
+
+
+def test_pairs_keep_their_segments_and_labels() -> None:
+    rows = packed([[3, 2], [4], [2, 2, 1]], row_length=6)
+    rows["segment_ids"] = torch.arange(18).view(3, 6) % 2
+    rows["next_sentence_labels"] = torch.tensor([[0, 1, -100], [1, -100, -100], [-100, 0, 1]])
+    flat = batches.unpad(rows)
+    assert flat["segment_ids"].tolist() == [0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0]
+    assert flat["next_sentence_labels"].tolist() == [0, 1, 1, -100, 0, 1]
+    assert batches.count_weights(rows, shifted=False) == [batches.count_labels(rows, shifted=False), 5]
+    assert batches.count_weights(packed([[3]]), shifted=False) == [1]

@@ -21,7 +21,7 @@ def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command() -> None:
     shown = run("--help")
     assert shown.returncode == 0
-    for command in ("launch", "plan", "profile", "prepare", "eval", "generate", "recipes", "doctor"):
+    for command in ("launch", "plan", "profile", "prepare", "eval", "generate", "extend", "recipes", "doctor"):
         assert command in shown.stdout
 
 
@@ -176,6 +176,7 @@ BAD = {
     "data.sequence_length=128 model.max_position_embeddings=64": "max_position_embeddings",
     "optimizer.warmup_steps=9000": "warmup_steps",
     "nonsense": "key=value",
+    "logging.trackers=[tensorboard,aim]": "pip install aim",  # which is on no machine of ours: it does not build
     "cluster.devices_per_node=2 train.global_batch_size=7 train.micro_batch_size=1": "global_batch_size",
 }
 

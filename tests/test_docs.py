@@ -34,12 +34,15 @@ const pages = PAGES, frame = document.body.appendChild(document.createElement("i
 frame.width = 1200; frame.height = 800;
 const inside = (root, wanted) => [...root.querySelectorAll(wanted),
   ...[...root.querySelectorAll("*")].filter((one) => one.shadowRoot).flatMap((one) => inside(one.shadowRoot, wanted))];
-const until = (found) => new Promise((done) => { const look = () => found() ? done(found()) : setTimeout(look, 50); look(); });
+const until = (found) => new Promise((done) => {
+  const look = () => found() ? done(found()) : setTimeout(look, 50);
+  look();
+});
 (async () => {
   for (const page of pages) {
     await new Promise((loaded) => { frame.onload = loaded; frame.src = page; });
     const shown = frame.contentDocument;
-    const absent = [...shown.images].filter((image) => !image.complete || !image.naturalWidth).map((image) => image.src);
+    const absent = [...shown.images].filter((image) => !image.naturalWidth).map((image) => image.src);
     console.log("probe: " + page + ": " + shown.querySelector("h1").firstChild.textContent + " " + absent.join(" "));
   }
   const shown = frame.contentDocument;

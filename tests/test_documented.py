@@ -19,7 +19,6 @@ from documented import ROOT, Command, code, commands, pages
 import bigtrain
 from bigtrain import cli
 from bigtrain.config.shipped import shipped_recipes
-from bigtrain.errors import BigtrainError
 
 HISTORY = ("changelog.md", "decisions.md")
 """Pages that tell of what was, and show commands in passing."""
@@ -29,7 +28,7 @@ PAGES = {name: text for name, text in pages().items() if name not in HISTORY}
 COMMANDS = {name: list(commands(name, text)) for name, text in PAGES.items()}
 
 TINY = (
-    "data.source=my/texts", "data.vocab_size=300", "data.sequence_length=32", "data.validation_fraction=0.2",
+    "data.source=my/texts", "data.vocab_size=300", "data.validation_fraction=0.2",
     "model.hidden_size=32", "train.global_batch_size=4", "train.device=cpu",
 )  # fmt: skip
 """Added to commands that would take minutes: a small model, little text."""
@@ -49,6 +48,8 @@ PYTHON_RUN_ELSEWHERE = {
 }
 """Pages whose Python needs more than a process of its own."""
 
+WORDS = "red green blue stone river tree bird sings def read return the object"
+
 DEEPSPEED = {"train_batch_size": 32, "gradient_clipping": 1.0, "bf16": {"enabled": True}}
 TRAINER = {"per_device_train_batch_size": 4, "learning_rate": 5e-5, "max_steps": 100, "bf16": True}
 
@@ -58,21 +59,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with all that the pages speak of: texts, the shipped recipes, a run of each quickstart."""
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "my" / "texts").mkdir(parents=True)
-    words = [
-        "red",
-        "green",
-        "blue",
-        "stone",
-        "river",
-        "tree",
-        "bird",
-        "sings",
-        "def",
-        "read",
-        "return",
-        "the",
-        "object",
-    ]
+    words = WORDS.split()
     lines = (" ".join(words[(n * 5 + k * (n % 3 + 1)) % 13] for k in range(8 + n % 17)) for n in range(400))
     (folder / "my" / "texts" / "a.txt").write_text("\n\n".join(lines))
     (folder / "ds.json").write_text(json.dumps(DEEPSPEED))
@@ -115,13 +102,9 @@ def run(words: list[str]) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["bigtrain", *words])
-        try:
-            result = cli.app(words, standalone_mode=False)
-        except BigtrainError as error:
-            result = error.report()
-        except cli.UsageFault as error:
-            return 2, out.getvalue(), error.format_message()
-    return int(result or 0), out.getvalue(), err.getvalue()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0), out.getvalue(), err.getvalue()
 
 
 def to_be_run(words: list[str], place: Path) -> list[str]:

@@ -158,6 +158,8 @@ def test_ranks_share_states() -> None:
     plan = bigtrain.plan_model(Net(), batch(2), recompute="none", **options)
     assert plan.world_size == 4 and plan.choice.accumulation_steps == 1
     assert plan.choice.replicate in (1, 4) and plan.seconds.communication_seconds > 0
+    asked = bigtrain.plan_model(Net(), batch(2), recompute="none", zero_stage=3, **options)
+    assert asked.choice.zero_stage == 3 and asked.choice.replicate == 1
 
 
 def test_a_budget_that_nothing_fits() -> None:
@@ -189,6 +191,7 @@ def test_a_model_that_cannot_be_traced_is_refused(block: type[nn.Module], operat
         ({"micro_batch_size": 3}, "micro_batch_size: 3 does not divide a rank's 8 rows; use one of 1, 2, 4, 8"),
         ({"world_size": 3}, "global_batch_size: 8 rows do not divide into 3 ranks"),
         ({"optimizer": "adamv"}, "optimizer: 'adamv' is no optimizer of torch.optim; did you mean 'adam'"),
+        ({"zero_stage": 4}, "zero_stage: 4 is no stage; use 0, 1, 2 or 3"),
         ({"recompute": "ful"}, "recompute.policy: 'ful' is none of"),
         ({"recompute": "offload"}, "recompute: 'offload' cannot be traced for a model of your own; use full"),
         ({"device": "h1000"}, "h1000"),

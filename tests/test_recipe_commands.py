@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from bigtrain.config.load import load_recipe
 from bigtrain.config.shipped import shipped_recipes
 from bigtrain.errors import InputError
 from bigtrain.recipe_commands import recipes_app, write_file
@@ -59,3 +61,36 @@ def test_a_file_is_written_over_only_if_asked(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="command line: .*: No such file or directory; name another file"):
         write_file(tmp_path / "none" / "file", "a", "w")
+
+
+DEEPSPEED = {
+    "train_micro_batch_size_per_gpu": 4,
+    "zero_optimization": {"stage": 2},
+    "flops_profiler": {"enabled": True},
+}
+TRAINER = {"per_device_train_batch_size": 4, "max_steps": 10, "tf32": True}
+
+
+@pytest.mark.parametrize(("command", "values"), [("from-deepspeed", DEEPSPEED), ("from-trainer", TRAINER)])
+def test_a_configuration_is_translated(command: str, values: dict[str, object], tmp_path: Path) -> None:
+    theirs, recipe = tmp_path / "theirs.json", tmp_path / "mine.yaml"
+    theirs.write_text(json.dumps(values))
+    done = CliRunner().invoke(recipes_app, [command, str(theirs), "--world-size", "8", "--model", "bert-base"])
+    assert done.exit_code == 0
+    assert "  global_batch_size: 32  # " in done.stdout and "# No counterpart:\n" in done.stdout
+    assert "no counterpart: " in done.stderr
+    options = ["--world-size", "8", "--model", "bert-base", "--output", str(recipe)]
+    text = printed(command, str(theirs), *options)
+    assert f"{recipe}: written; complete what is marked placeholder; next: bigtrain plan {recipe}" in text
+    assert recipe.read_text(encoding="utf-8") == done.stdout
+    assert load_recipe(recipe).train.global_batch_size == 32
+    with pytest.raises(InputError, match=r"mine\.yaml: File exists; name another file"):
+        printed(command, str(theirs), *options)
+
+
+@pytest.mark.parametrize("command", ["from-deepspeed", "from-trainer"])
+def test_a_configuration_that_is_none_is_told_with_its_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "theirs.json").write_text('{\n "a": 1\n "b": 2}')
+    with pytest.raises(InputError, match=r"theirs\.json:3: broken JSON: Expecting ',' delimiter"):
+        printed(command, str(tmp_path / "theirs.json"), "--output", str(tmp_path / "mine.yaml"))
+    assert not (tmp_path / "mine.yaml").exists()

@@ -34,6 +34,9 @@ WEIGHTS, OPTIMIZER, STATE, PLAN, TOKENIZER = (
 )
 """The files of a checkpoint. On several ranks the tensors are in more than one: `stored.file_name`."""
 
+OBJECTIVES_OWN = "next_sentence."
+"""How the names begin of weights that one objective of a family has and another has not."""
+
 
 class Held(NamedTuple):
     """What is kept here of a parameter or a buffer, and which part of it that is."""
@@ -110,11 +113,16 @@ class TrainState:
         self.tokens, self.notes = counts["tokens"], counts.get("notes") or {}
         self.loader.load_state_dict(counts["loader"], other_data=other_data)
 
-    def load_weights(self, folder: Path) -> None:
-        """Take over this rank's part of a verified checkpoint's weights. Raises CheckpointError as `load_weights`."""
+    def load_weights(self, folder: Path, *, new_objective: bool = False) -> None:
+        """Take over this rank's part of a verified checkpoint's weights. Raises CheckpointError as `load_weights`.
+
+        With `new_objective` a head that one of the objectives alone has may be there or here only: it is left out, or
+        stays as it is.
+        """
         engine = self.engine
         with engine.laid_out(changed=True):
-            together(engine.world, lambda: _load(dict(held_weights(engine)), folder))
+            optional = OBJECTIVES_OWN if new_objective else None
+            together(engine.world, lambda: _load(dict(held_weights(engine)), folder, optional))
             for parameter in engine.parameters.values():
                 master = engine.optimizer.state.get(parameter, {}).get(MASTER)
                 if master is not None:
@@ -158,10 +166,17 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     _load({name: Held(tensor, Part.of_whole(tuple(tensor.shape))) for name, tensor in weights(model)}, folder)
 
 
-def _load(wanted: Mapping[str, Held], folder: Path) -> dict[str, int]:
-    """Fill what is wanted; return, as `together` passes it on, how many tensors there were."""
+def _load(wanted: Mapping[str, Held], folder: Path, optional: str | None = None) -> dict[str, int]:
+    """Fill what is wanted; return, as `together` passes it on, how many tensors there were.
+
+    Names that begin with `optional` may be on one side alone.
+    """
     stored = StoredTensors(folder, WEIGHTS)
     present = {name: stored.shape(name) for name in stored.entries}
+    if optional is not None:
+        one_sided = {name for name in present.keys() ^ wanted.keys() if name.startswith(optional)}
+        present = {name: shape for name, shape in present.items() if name not in one_sided}
+        wanted = {name: held for name, held in wanted.items() if name not in one_sided}
     differences = [f"{name} is absent" for name in wanted if name not in present]
     differences += [f"{name} is not in the model" for name in present if name not in wanted]
     differences += [
@@ -171,6 +186,6 @@ def _load(wanted: Mapping[str, Held], folder: Path) -> dict[str, int]:
     ]
     if differences:
         raise CheckpointError(f"{stored.files[0]}: weights of another model: " + "; ".join(differences[:3]))
-    for name in stored.entries:
+    for name in present:
         wanted[name].tensor.copy_(stored.read(name, wanted[name].part))
-    return {"tensors": len(stored.entries)}
+    return {"tensors": len(present)}

@@ -136,7 +136,7 @@ def _objective(recipe: Recipe) -> Iterator[Fault]:
         yield fault(recipe, "train.objective", text, "model.family")
     length = recipe.data.sequence_length
     if objective == "mlm_nsp" and length < SHORTEST_PAIR:
-        text = f"rows of {length} tokens have no room for a pair of texts and [CLS], [SEP], [SEP]; use at least {SHORTEST_PAIR}"
+        text = f"rows of {length} tokens have no room for [CLS] A [SEP] B [SEP]; use at least {SHORTEST_PAIR}"
         yield fault(recipe, "data.sequence_length", text, "train.objective")
     if objective == "clm" and recipe.train.whole_word_masking:
         text = "'clm' masks nothing; use false, or the objective 'mlm' or 'mlm_nsp' of the family 'bert'"

@@ -15,6 +15,9 @@ COMMAND_LINE = "command line"
 LENGTHS = ("train.steps", "train.tokens", "train.epochs")
 """A run has one of these; an override of one takes the place of the one in the file."""
 
+SOURCES = ("data.source", "data.mixture")
+"""Likewise."""
+
 
 def apply_overrides(written: Document, overrides: Iterable[str]) -> None:
     """Put each override over the document's values and origins; what is wrong with one is added to its faults.
@@ -30,9 +33,11 @@ def apply_overrides(written: Document, overrides: Iterable[str]) -> None:
             continue
         edits.pop(key, None)  # The last one also comes last: a section's override would undo an earlier key's.
         edits[key] = read_yaml(text, lambda _: COMMAND_LINE, root=key)
-    if any(key in LENGTHS and edit.value is not None for key, edit in edits.items()):
-        for key in LENGTHS:
-            _unset(written, key)
+    given = {key for key, edit in edits.items() if edit.value is not None}
+    for alternatives in (LENGTHS, SOURCES):
+        if given & {*alternatives}:
+            for key in alternatives:
+                _unset(written, key)
     for key, edit in edits.items():
         written.faults += edit.faults
         if not edit.faults:

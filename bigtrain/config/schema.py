@@ -69,14 +69,14 @@ class TrainSection(Section):
     """The objective, the batch and the length of the run."""
 
     objective: Literal["mlm", "clm", "mlm_nsp"]
-    """`mlm` (masked tokens), `clm` (the next token) or `mlm_nsp` (masked tokens and next-sentence pairs: rows hold pairs
-    of texts, of which the second follows the first in half and comes from another document in the others)."""
+    """`mlm` (masked tokens), `clm` (the next token) or `mlm_nsp` (masked tokens and next-sentence pairs: two texts, of
+    which the second follows the first or, in half of them, comes from another document)."""
     masking_probability: OpenFraction = 0.15
-    """Share of a row's tokens that are to be predicted (mlm, mlm_nsp); of these 80% are masked, 10% replaced, 10% kept."""
+    """Share of a row's tokens that are to be predicted (not clm); of these 80% are masked, 10% replaced, 10% kept."""
     whole_word_masking: bool = False
-    """Choose whole words to be predicted, all tokens of each, instead of single tokens (mlm, mlm_nsp)."""
+    """Choose whole words to be predicted, all tokens of each, instead of single tokens (not clm)."""
     init_from: Text | None = None
-    """A run, a checkpoint or an imported folder whose weights a new run starts from."""
+    """A run, a checkpoint or an imported folder: a new run starts from its weights, with the shape of its model."""
     global_batch_size: Count = 256
     """Sequences per optimizer step, over all ranks."""
     micro_batch_size: Count | Auto = "auto"

@@ -6,9 +6,7 @@ from bigtrain.config.keys import listed, show
 from bigtrain.config.schema import Recipe
 from bigtrain.errors import Fault
 
-BUILT: dict[str, tuple[object, ...]] = {
-    "logging.sample_every": (None,),
-}
+BUILT: dict[str, tuple[object, ...]] = {}
 """Keys of which only these values work; of a list, these entries. A key without a row works whole."""
 
 

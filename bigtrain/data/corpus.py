@@ -20,7 +20,7 @@ from bigtrain.data.cache import cache_folder, file_digest, fingerprint
 from bigtrain.data.decoding import data_error
 from bigtrain.data.selection import NOTHING_LEFT_OUT, is_left_out, selection_facts
 from bigtrain.data.shards import Shard, Tokens, open_shard
-from bigtrain.data.sources import identity
+from bigtrain.data.sources import identity, source_origin
 from bigtrain.data.suitability import check_tokenizer
 from bigtrain.data.vocabulary import LARGEST_VOCABULARY, TRAIN, SpecialTokens, tokenizer_path
 from bigtrain.data.words import continuing_tokens
@@ -164,7 +164,7 @@ def corpus_facts(recipe: Recipe) -> dict[str, Any]:
     selection = selection_facts(data)
     return {
         "format": FORMAT_VERSION,
-        "source": identity(data, recipe.origin("data.source")),
+        "source": identity(data, source_origin(recipe)),
         "tokenizer": tokenizer_facts(recipe),
         "family": recipe.model.family,
         "validation_fraction": data.validation_fraction,
@@ -205,7 +205,7 @@ def open_corpus(recipe: Recipe) -> Corpus:
     folder = corpus_folder(recipe)
     if not is_prepared(folder):
         text = "the data is not prepared; run: bigtrain prepare RECIPE"
-        raise data_error(recipe.origin("data.source"), text)
+        raise data_error(source_origin(recipe), text)
     corpus = read_corpus(folder)
     corpus.check_sizes()
     check_tokenizer(recipe, corpus.special_tokens, corpus.vocab_size)

@@ -64,11 +64,11 @@ class HubRows:
 
     def _next(self, batches: Iterator[Any]) -> Any:
         import datasets
-        import httpx
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx, or of its successor
 
         try:
             return next(batches, None)
-        except (OSError, ValueError, EOFError, datasets.exceptions.DatasetsError, httpx.HTTPError) as error:
+        except (OSError, ValueError, EOFError, datasets.exceptions.DatasetsError, HTTPError) as error:
             text = f"reading {self._name!r} broke off after row {self.rows}: {_first_line(error)}"
             raise data_error(self._origin, f"{text}; run again to go on after the last finished shard") from error
         except (KeyError, IndexError, TypeError, AttributeError) as error:

@@ -24,9 +24,8 @@ from bigtrain.data.corpus import (
     corpus_facts,
 )
 from bigtrain.data.progress import Progress
-from bigtrain.data.sources import members
+from bigtrain.data.sources import members, told_of_mixture
 from bigtrain.data.vocabulary import TRAIN
-from bigtrain.errors import DataError
 
 Prepare = Callable[[Recipe, bool], Corpus]
 
@@ -37,11 +36,8 @@ def build_mixture(recipe: Recipe, folder: Path, show_progress: bool, prepare_tok
     sources = []
     for data, weight in members(recipe.data):
         alone = _alone(recipe, data.model_copy(update={"tokenizer": tokenizer}))
-        try:
+        with told_of_mixture():
             sources.append(Source(prepare_tokens(alone, show_progress), weight))
-        except DataError as error:
-            keys = {"data.source": "data.mixture"}
-            raise DataError(*(fault._replace(key=keys.get(fault.key, fault.key)) for fault in error.faults)) from error
     aside = folder.with_suffix(".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -70,7 +66,7 @@ def _alone(recipe: Recipe, data: DataSection) -> Recipe:
 
 def _manifest(recipe: Recipe, aside: Path, sources: list[Source]) -> dict[str, Any]:
     first = sources[0].corpus
-    files = {}
+    files: dict[str, Any] = {}
     for split in SPLITS:
         files |= _offsets(aside, split, sources)
     shutil.copyfile(first.tokenizer_file, aside / TOKENIZER)

@@ -6,12 +6,13 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bigtrain.config.paths import is_local, local_path
-from bigtrain.config.schema import DataSection
+from bigtrain.config.schema import DataSection, Recipe
 from bigtrain.data.decoding import Meter, data_error
 from bigtrain.data.embedded import embedded_documents, library_digest
 from bigtrain.data.hub import hub_texts
@@ -20,6 +21,7 @@ from bigtrain.data.selection import passes
 from bigtrain.errors import DataError, Fault
 
 EMBEDDED = "embedded"
+SOURCE_KEY, MIXTURE_KEY = "data.source", "data.mixture"
 SAMPLE_STRIDE = 3
 """Of the embedded documents every third is enough for a tokenizer, and they come from the whole library."""
 
@@ -52,8 +54,9 @@ def sample(data: DataSection, origin: str, characters: int) -> Iterator[str]:
     wanted = partial(filter, partial(passes, data))
     if data.mixture is not None:
         total = sum(weight for _, weight in members(data))
-        for source, weight in members(data):
-            yield from sample(source, origin, math.ceil(characters * weight / total))
+        with told_of_mixture():
+            for source, weight in members(data):
+                yield from sample(source, origin, math.ceil(characters * weight / total))
     elif data.source == EMBEDDED:
         chosen = (text for number, text in enumerate(embedded_documents()) if number % SAMPLE_STRIDE == 0)
         yield from _up_to(characters, wanted(chosen))
@@ -76,10 +79,26 @@ def members(data: DataSection) -> list[tuple[DataSection, float]]:
     return found
 
 
+@contextmanager
+def told_of_mixture() -> Iterator[None]:
+    """Let faults of a mixture's source name the key where it is written."""
+    try:
+        yield
+    except DataError as error:
+        keys = {SOURCE_KEY: MIXTURE_KEY}
+        raise DataError(*(fault._replace(key=keys.get(fault.key, fault.key)) for fault in error.faults)) from error
+
+
+def source_origin(recipe: Recipe) -> str:
+    """Return where a recipe says what its source is, or what its sources are."""
+    return recipe.origin(SOURCE_KEY if recipe.data.mixture is None else MIXTURE_KEY)
+
+
 def identity(data: DataSection, origin: str = "") -> dict[str, Any]:
     """Return what tells this source from another, or from itself after a change, as JSON values."""
     if data.mixture is not None:
-        return {"mixture": [[identity(source, origin), weight] for source, weight in members(data)]}
+        with told_of_mixture():
+            return {"mixture": [[identity(source, origin), weight] for source, weight in members(data)]}
     if data.source == EMBEDDED:
         return {"embedded": platform.python_version(), "library": library_digest()}
     if (name := hub_name(data)) is not None:

@@ -18,6 +18,9 @@ from bigtrain.errors import InputError
 LIBRARIES = ("onnx", "onnxscript")
 """What torch translates with."""
 
+AXES = {INPUTS[0]: {0: "batch", 1: "length"}, INPUTS[1]: {0: None, 1: None}}
+"""Names of the open axes; the second input's are those of the first, and torch warns of names that are given twice."""
+
 REGISTRY = "torch.onnx._internal.exporter._registration"
 """It logs that torchvision is not there, of which no model here uses anything."""
 
@@ -40,7 +43,7 @@ def write_onnx(program: ExportedProgram, file: Path) -> None:
             verbose=False,
             input_names=INPUTS,
             output_names=["logits"],
-            dynamic_shapes={name: {0: "batch", 1: "length"} for name in INPUTS},
+            dynamic_shapes=AXES,
         )
     assert translated is not None
     translated.save(file, external_data=True)

@@ -26,12 +26,13 @@ def trace(model: LanguageModel) -> ExportedProgram:
     longest = config.max_position_embeddings
     length = min(EXAMPLE_LENGTH, longest)
     rows = EXAMPLE_ROWS if length != EXAMPLE_ROWS else EXAMPLE_ROWS + 1
-    example = torch.ones(rows, length, dtype=torch.int64)
+    # Two tensors: of one that is given twice, the program would read the first input alone.
+    ids, mask = (torch.ones(rows, length, dtype=torch.int64) for _ in INPUTS)
     most: dict[str, Any] = {} if config.family == "llama" else {"max": longest}
     dims = {0: Dim("batch", min=1), 1: Dim("length", min=1, **most)}
     module = PaddedModel(model).requires_grad_(False)
     with torch.no_grad():
-        return export(module, (example, example), dynamic_shapes=dict.fromkeys(INPUTS, dims))
+        return export(module, (ids, mask), dynamic_shapes=dict.fromkeys(INPUTS, dims))
 
 
 def write_pt2(program: ExportedProgram, file: Path) -> None:

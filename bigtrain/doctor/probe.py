@@ -91,8 +91,8 @@ def _nccl(sees_gpu: bool) -> str | None:
 
     if not sees_gpu or not torch.distributed.is_nccl_available():
         return None
-    version: Any = torch.cuda.nccl.version()
-    return ".".join(map(str, version))
+    nccl: Any = torch.cuda.nccl
+    return ".".join(map(str, nccl.version()))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from bigtrain.config.dump import to_yaml
 from bigtrain.config.model import resolve_model
 from bigtrain.config.schema import Recipe
 from bigtrain.data.corpus import corpus_folder
-from bigtrain.errors import Fault, InputError
+from bigtrain.errors import CheckpointError, Fault, InputError
 from bigtrain.extension.growth import Grown, Growth
 from bigtrain.extension.tokenizers import Larger, larger_tokenizer
 
@@ -47,11 +47,12 @@ def extend(run: Path, tokenizer: str, output: Path | None = None) -> Extended:
     Raises InputError for a tokenizer that does not add to the run's, an output that is there, data or a run that
     cannot be used, and ResumeError for a run that is under way.
     """
-    itself = (run / manifest.MANIFEST).is_file()
-    run_dir = run.absolute().parent if itself else run
+    run_dir = run.parent if (run / manifest.MANIFEST).is_file() else run
+    run_dir = run_dir.resolve() if run_dir.name in ("", "..") else run_dir
     check_unused(run_dir)
     checkpoint = find_checkpoint(run)
-    target = output or run_dir.with_name(f"{run_dir.absolute().name}-extended")
+    _check_has_state(checkpoint)
+    target = output or run_dir.with_name(f"{run_dir.name}-extended")
     _check_free(target)
     larger = larger_tokenizer(tokenizer, checkpoint / TOKENIZER)
     try:
@@ -110,6 +111,13 @@ def _on_other_data(counts: dict[str, Any], data: str) -> dict[str, Any]:
     return {**counts, "loader": {**counts["loader"], "corpus": data}, "notes": notes}
 
 
+def _check_has_state(checkpoint: Path) -> None:
+    """Raise CheckpointError for weights alone, such as an imported folder's."""
+    if not {STATE, TOKENIZER} <= manifest.read(checkpoint)["files"].keys():
+        text = "holds weights and no state of a run; start one from it with train.init_from, and extend that"
+        raise CheckpointError(f"{checkpoint}: {text}")
+
+
 def _check_free(target: Path) -> None:
     """Raise InputError for a place where something is; an empty folder is nothing."""
     is_empty_folder = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
@@ -123,6 +131,7 @@ def _written_aside(target: Path) -> Iterator[Path]:
 
     What is left of it where the process is killed has a name of its own, which the next attempt takes over.
     """
+    target = target.absolute()
     aside = target.with_name(f".{target.name}.aside")
     aside.mkdir(parents=True, exist_ok=True)
     with only_user_of(aside):
@@ -131,7 +140,7 @@ def _written_aside(target: Path) -> Iterator[Path]:
             yield aside
             _check_free(target)
             aside.rename(target)
-            _sync(target.absolute().parent)
+            _sync(target.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise

@@ -1,6 +1,7 @@
 """Keys and values of tokens that were read, so that a further token costs one token.
 
-B rows, L tokens read at once, S tokens that there is room for, H query heads, K key and value heads, D numbers per head.
+B rows, L tokens read at once, S tokens that there is room for, H query heads, K key and value heads, D numbers
+per head.
 """
 
 from __future__ import annotations

@@ -56,8 +56,7 @@ def import_folder(source: Path, out: Path) -> Imported:
     texts = {PLAN: to_yaml(_recipe(config)).encode(), CONFIG: json.dumps(config_json, indent=2).encode()}
     tokenizer = (source / TOKENIZER).is_file()
     if tokenizer:
-        _check_tokenizer(source / TOKENIZER, config)
-        texts[TOKENIZER] = (source / TOKENIZER).read_bytes()
+        texts[TOKENIZER] = _tokenizer(source / TOKENIZER, config).encode()
     with new_folder(out, sum(outline.size for outline in outlines.values())) as aside:
         files = {OWN_WEIGHTS: write_outlines(aside / OWN_WEIGHTS, outlines, {})}
         files |= {name: write_bytes(aside / name, text) for name, text in texts.items()}
@@ -74,12 +73,17 @@ def _matched(config: ModelConfig, found: Mapping[str, FileTensor]) -> tuple[dict
     return own_outlines(config, theirs), tuple(name for name, tensor in found.items() if id(tensor) not in used)
 
 
-def _check_tokenizer(path: Path, config: ModelConfig) -> None:
-    """Raise InputError for a tokenizer.json that is none, or has tokens that the model does not know."""
-    count = id_count(open_tokenizer(path))
+def _tokenizer(path: Path, config: ModelConfig) -> str:
+    """Return a tokenizer.json as tokenized data keep it, to which a run's is compared: no truncation, no padding.
+
+    Raises InputError for one that is none, or has tokens that the model does not know.
+    """
+    tokenizer = open_tokenizer(path)
+    count = id_count(tokenizer)
     if count > config.vocab_size:
         text = f"has {count} tokens, and config.json a vocabulary of {config.vocab_size}; put the model's own there"
         raise InputError(Fault(str(path), "", text))
+    return tokenizer.to_str(pretty=True)
 
 
 def _recipe(config: ModelConfig) -> Recipe:

@@ -39,7 +39,7 @@ class Decoder(LanguageModel):
         lookup: Lookup | None = None,
         segment_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return the token's embedding, with its position's where positions are learned. Raises ValueError for segments."""
+        """Return the token's embedding, with its position's where those are learned. Raises ValueError for segments."""
         if segment_ids is not None:
             raise ValueError("segment_ids: decoders know no segments")
         x_NW: Tensor = self.tokens(input_ids, lookup)

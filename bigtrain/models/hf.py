@@ -1,4 +1,4 @@
-"""Names and layouts to and from Hugging Face: BertForMaskedLM, BertForPreTraining, GPT2LMHeadModel, LlamaForCausalLM."""
+"""Names and layouts to and from Hugging Face: BERT with its masked and next-sentence heads, GPT-2, Llama."""
 
 from __future__ import annotations
 

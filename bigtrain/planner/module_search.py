@@ -37,8 +37,8 @@ class Module:
 
     `trace` gives the parts of a micro-batch of so many rows, `exact` the memory of a choice on one rank; both are slow.
     Weights, states and gradients are of one rank alone; an update holds `update_bytes` in all. `sending` gives the
-    exposed seconds of a choice's collectives, beside a forward and a backward pass of so many. `micro_batch_size` and
-    `recompute` are not searched where they are given.
+    exposed seconds of a choice's collectives, beside a forward and a backward pass of so many. `micro_batch_size`,
+    `recompute` and `zero_stage` are not searched where they are given.
     """
 
     rows: int
@@ -55,6 +55,7 @@ class Module:
     sending: Callable[[Choice, float, float], float]
     micro_batch_size: int | None = None
     recompute: tuple[str, ...] | None = None
+    zero_stage: int | None = None
 
 
 @dataclass(frozen=True)
@@ -180,9 +181,15 @@ def sharding_bytes(module: Module, trace: ModelTrace, choice: Choice) -> dict[st
 def settings(module: Module) -> Iterator[Choice]:
     """Yield every choice without recompute policies: sizes of the micro-batch, stages of ZeRO."""
     for micro in divisors(module.rows) if module.micro_batch_size is None else [module.micro_batch_size]:
-        for stage in STAGES if module.world_size > 1 else (0,):
+        for stage in _stages(module):
             replicate = 1 if stage or module.world_size == 1 else module.world_size
             yield Choice(micro, module.rows // micro, (), stage, replicate)
+
+
+def _stages(module: Module) -> tuple[int, ...]:
+    if module.world_size == 1:
+        return (0,)
+    return tuple(STAGES) if module.zero_stage is None else (module.zero_stage,)
 
 
 def mixes(module: Module) -> Iterator[tuple[int, tuple[str, ...]]]:

@@ -6,11 +6,12 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from traceback import print_exception
 from types import TracebackType
 
-from bigtrain import heartbeat
+from bigtrain import heartbeat, terminal
 from bigtrain.spawner import CRASHED, die_with_parent
 
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -29,11 +30,12 @@ def main() -> int:
     heartbeat.begin(os.environ)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback; who started this says what there is to go on from
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until the loop listens: nodes may come while this starts
-    from bigtrain.config.load import read_recipe
-    from bigtrain.errors import BigtrainError
-    from bigtrain.planner.plan import plan
-    from bigtrain.training.loop import train
-    from bigtrain.world import world_of
+    with terminal.working("starting", aside=not _is_first(os.environ)):
+        from bigtrain.config.load import read_recipe
+        from bigtrain.errors import BigtrainError
+        from bigtrain.planner.plan import plan
+        from bigtrain.training.loop import train
+        from bigtrain.world import world_of
 
     try:
         # The plan was made by the launcher, so a place in its text would mean nothing to the user.
@@ -43,6 +45,8 @@ def main() -> int:
         ranks = world.size if world is not None and isinstance(recipe.cluster.nodes, str) else None
         train(plan(recipe, world_size=ranks), run_dir, allowed=[key for key in allowed.split(",") if key])
     except BigtrainError as error:
+        if terminal.is_verbose():
+            print_exception(error)
         return error.report()
     except OSError as error:
         if error.errno not in REFUSED:
@@ -50,6 +54,10 @@ def main() -> int:
         where = f"{error.filename}: " if error.filename else ""
         return BigtrainError(f"{where}{error.strerror}; free some space there, or use another --run-dir").report()
     return 0
+
+
+def _is_first(environment: Mapping[str, str]) -> bool:
+    return environment.get("RANK", "0") == "0"
 
 
 def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

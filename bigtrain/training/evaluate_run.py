@@ -22,8 +22,8 @@ from bigtrain.training.generate import load_trained
 from bigtrain.training.runtime import device_of
 
 CHANGEABLE = (
-    "data.", "amp.", "train.eval_rows=", "train.micro_batch_size=", "train.masking_probability=", "train.whole_word_masking=",
-    "train.device=",
+    "data.", "amp.", "train.eval_rows=", "train.micro_batch_size=", "train.masking_probability=",
+    "train.whole_word_masking=", "train.device=",
 )  # fmt: skip
 """What an evaluation may be told to do otherwise than the run did."""
 
@@ -48,7 +48,8 @@ def evaluate_run(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the evaluation of a run, a checkpoint or an imported folder as a metrics row.
 
     `overrides` change the recipe that made it, such as `data.source=other.txt`; other data are read with the run's own
-    tokenizer. A folder that was imported without one needs `data.tokenizer`. Raises InputError for a run, an override or data that cannot be used.
+    tokenizer. A folder that was imported without one needs `data.tokenizer`. Raises InputError for a run, an override
+    or data that cannot be used.
     """
     folder = find_checkpoint(path)
     here_plan, corpus = _planned(folder, overrides)

@@ -25,6 +25,8 @@ from bigtrain.planner.mechanisms import without_mechanisms
 from bigtrain.planner.plan import Plan, plan
 from bigtrain.training.build import build_plan_model
 
+USUAL = Choice()
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -89,7 +91,7 @@ class Continuation:
 
 
 def continue_texts(
-    trained: TrainedModel, prompts: Sequence[str], *, tokens: int = 60, choice: Choice = Choice()
+    trained: TrainedModel, prompts: Sequence[str], *, tokens: int = 60, choice: Choice = USUAL
 ) -> Continuation:
     """Return texts with what the model says comes next, until their document ends or so many tokens are there.
 

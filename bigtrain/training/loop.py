@@ -20,6 +20,7 @@ from bigtrain.data.corpus import Corpus
 from bigtrain.data.ensure import ensure_prepared
 from bigtrain.errors import CheckpointError, Fault, ResumeError
 from bigtrain.planner.plan import Plan
+from bigtrain.terminal import tell
 from bigtrain.training.alike import check_alike
 from bigtrain.training.build import build_engine, build_loader
 from bigtrain.training.peak import peak_flops
@@ -67,7 +68,7 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
             if started_as not in (None, folder / PLAN_FILE):
                 print(f"{folder / PLAN_FILE}: damaged or gone; written anew, after {started_as}", file=sys.stderr)
             if state.step and (changes := changes_since(folder, plan)):
-                print(f"{folder}: going on with {changes}: losses may differ in their last digits", flush=True)
+                tell(f"{folder}: going on with {changes}: losses may differ in their last digits")
             remember(folder, known)
             write_run_files(folder, plan)
         Run(plan, folder, here, corpus, state, store, world.size * peak).finish()
@@ -92,7 +93,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 def _tell_done(folder: Path, plan: Plan, step: int) -> None:
     asked = "" if step == plan.total_steps else f", and {plan.total_steps} are asked for"
-    print(f"{folder}: {step} steps are done already{asked}; for more, raise train.steps", flush=True)
+    tell(f"{folder}: {step} steps are done already{asked}; for more, raise train.steps")
     if not (folder / REPORT_FILE).is_file():
         write_report(folder, plan)
 
@@ -111,11 +112,11 @@ def _start_from(state: TrainState, store: CheckpointStore, plan: Plan, corpus: C
     elif source is not None:
         first = find_checkpoint(Path(source).expanduser(), state.engine.world)
         _check_tokenizer(first, corpus, plan, "train.init_from")
-        state.load_weights(first)
+        state.load_weights(first, new_objective=True)
         if state.engine.world.first:
             model = plan.model
             shape = f"{model.family}, {model.num_hidden_layers} blocks of width {model.hidden_size}"
-            print(f"{store.run_dir}: starts from the weights of {first}: {shape}, {model.vocab_size} tokens", flush=True)
+            tell(f"{store.run_dir}: starts from the weights of {first}: {shape}, {model.vocab_size} tokens")
 
 
 def _check_tokenizer(checkpoint: Path, corpus: Corpus, plan: Plan, key: str) -> None:

@@ -55,6 +55,12 @@ class MetricsLog:
         if self._others is not None:
             self._others.write(row)
 
+    def write_text(self, tag: str, text: str, step: int) -> None:
+        """Show a text in TensorBoard, if that is asked for."""
+        if self._tensorboard is not None:
+            with self._told():
+                self._tensorboard.add_text(tag, text, step)
+
     def _append(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps({key: jsonable(value) for key, value in row.items()}, allow_nan=False) + "\n")
         self._file.flush()

@@ -27,6 +27,7 @@ from bigtrain.training.progress import RunProgress
 from bigtrain.training.replicas import Replicas
 from bigtrain.training.report import write_report
 from bigtrain.training.runtime import NODES_SIGNAL, Runtime, seed_step
+from bigtrain.training.samples import Samples, describe_sample
 from bigtrain.training.saving import saver_for, saving_lines
 from bigtrain.training.spike_policy import SpikePolicy
 from bigtrain.training.straggler import Stragglers, row_of
@@ -67,6 +68,7 @@ class Run:
         self._on_spike = SpikePolicy(plan.recipe.train.on_spike, state, self._saver, every_steps=every_steps)
         self._replicas = Replicas(plan, state.engine, self._saver.last_good)
         self._stragglers = Stragglers(self._world)
+        self._samples = Samples(plan, corpus, folder) if plan.recipe.logging.sample_every else None
         self._new_tokens = 0
         """Tokens of this rank that `state.tokens`, of all ranks, does not count yet."""
 
@@ -74,6 +76,8 @@ class Run:
         """Take the steps that are left, then evaluate, save and report."""
         state, first = self._state, self._world.first
         self._log = self._open_log()
+        if self._samples is not None and first:
+            self._samples.go_back(state.step)
         self._meter = Meter(self.plan, self._peak, self._world, tokens=state.tokens)
         with RunProgress(self.total_steps, step=state.step, quiet=not first) as progress:
             self._progress = progress
@@ -155,6 +159,10 @@ class Run:
         if self._goes_back(result):
             return signal.Signals(int(asked)) if asked else None
         self._replicas.check_if_due()
+        # Before it is saved: a run that goes on from here has its samples of this step.
+        if self._samples is not None and step % (recipe.logging.sample_every or 1) == 0 and not asked:
+            with self._aside():
+                self._sample(self._samples)
         # Saved first: an evaluation that fails, or is killed, takes no step with it, and is made up for.
         if last or late or (recipe.checkpoint.every_steps and step % recipe.checkpoint.every_steps == 0):
             with self._aside():
@@ -184,6 +192,8 @@ class Run:
         if found.back_to is not None:
             if self._log is not None:
                 self._log.go_back(state.step)
+                if self._samples is not None:
+                    self._samples.go_back(state.step)
             self._new_tokens = 0
             self._meter.go_on_from(state.tokens)
             self._replicas.forget()
@@ -203,6 +213,15 @@ class Run:
         found = evaluate_plan(self._state.engine.model, self.plan, self._corpus, self._here.device)
         self._write({"step": self._state.step, "tokens": self._state.tokens, **found.row()})
         self._progress.say(describe(found, self._state.step, masked=self.plan.recipe.train.objective != "clm"))
+
+    def _sample(self, samples: Samples) -> None:
+        enter("evaluate", self._state.step)
+        taken = samples.take(self._state.engine.model, self._state.step, self._here.device)
+        if self._log is not None:
+            samples.write(taken)
+            for number, row in enumerate(taken, 1):
+                self._log.write_text(f"sample {number}", f"{row['prompt']} -> {row['text']}", row["step"])
+            self._progress.say(describe_sample(taken))
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._log is not None:

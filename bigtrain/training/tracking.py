@@ -16,13 +16,16 @@ from threading import Thread
 from typing import Any
 
 from bigtrain.config.trackers import TENSORBOARD
+from bigtrain.heartbeat import beat
 from bigtrain.training.dashboard import Story, open_dashboard
 
 MOST_WAITING = 10_000
 """Rows that a tracker has not taken yet; later ones are lost to it, and are in metrics.jsonl."""
 
-CLOSE_SECONDS = 30.0
+CLOSE_SECONDS = 60.0
 """So long the end of a run waits for trackers, all together."""
+
+BEAT_SECONDS = 0.25
 
 Row = Mapping[str, Any]
 
@@ -30,8 +33,7 @@ Row = Mapping[str, Any]
 class Trackers:
     """Pass the rows of a run on to trackers by name; TensorBoard is not among them."""
 
-    def __init__(self, names: Iterable[str], story: Story, *, close_seconds: float = CLOSE_SECONDS) -> None:
-        self._close_seconds = close_seconds
+    def __init__(self, names: Iterable[str], story: Story) -> None:
         self._feeds = [
             Feed(name, partial(open_dashboard, name, story)) for name in dict.fromkeys(names) if name != TENSORBOARD
         ]
@@ -43,11 +45,11 @@ class Trackers:
 
     def close(self) -> None:
         """End all of them, or leave behind those that take too long."""
-        until = time.monotonic() + self._close_seconds
+        until = time.monotonic() + CLOSE_SECONDS
         for feed in self._feeds:
             feed.end()
         for feed in self._feeds:
-            feed.join(until - time.monotonic())
+            feed.join(until)
 
 
 class Feed:
@@ -74,9 +76,11 @@ class Feed:
         with suppress(Full):
             self._rows.put_nowait(None)
 
-    def join(self, seconds: float) -> None:
-        """Wait for the end."""
-        self._thread.join(max(seconds, 0.0))
+    def join(self, until: float) -> None:
+        """Wait for the end until some time of the monotonic clock; who watches this process sees that it lives."""
+        while self._thread.is_alive() and time.monotonic() < until:
+            beat()
+            self._thread.join(BEAT_SECONDS)
         if self._thread.is_alive():
             self._warn(f"did not end in time; {self._rows.qsize()} rows may be lost to it")
 

@@ -30,7 +30,7 @@ WARMUP_STEPS, COSINE_FLOOR = 1000, 1e-4
 """What DeepSpeed's schedules take if nothing is written."""
 
 CLIPPING = 1.0
-"""What DeepSpeed clips to from version 0.19 on if nothing is written; none before."""
+"""What DeepSpeed 0.19 clips to if nothing is written; old versions did not clip then."""
 
 PRECISIONS = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "half": "fp16", "fp32": "fp32"}
 
@@ -56,8 +56,8 @@ def translate_deepspeed(
         draft.put("optimizer.schedule", "constant", "no scheduler, unless the program makes one")
     translate_scheduler(source, draft)
     if not source.has("gradient_clipping"):
-        draft.put("train.max_grad_norm", CLIPPING, "no gradient_clipping: from DeepSpeed 0.19 on")
-        draft.change("gradient_clipping", "not written; DeepSpeed before 0.19 did not clip: train.max_grad_norm=null")
+        draft.put("train.max_grad_norm", CLIPPING, "no gradient_clipping: what DeepSpeed 0.19 takes")
+        draft.change("gradient_clipping", "not written; old versions did not clip then: train.max_grad_norm=null")
     translate_engine(source, draft, world_size)
     _logging(source, draft)
     for key in source.autos:
@@ -214,8 +214,9 @@ def _zero(source: Source, draft: Draft, world_size: int | None) -> None:
     states, weights = (source.text(f"{prefix}{part}.device") for part in ("optimizer", "param"))
     if source.flag("zero_optimization.cpu_offload"):
         states = "cpu"
-    if any([source.flag(f"zero_optimization.cpu_offload_param{end}") for end in ("", "s")]):
-        weights = "cpu"
+    for key in ("cpu_offload_param", "cpu_offload_params"):
+        if source.flag(f"zero_optimization.{key}"):
+            weights = "cpu"
     _offload(source, draft, states, weights)
     size = source.whole("zero_optimization.mics_shard_size")
     if size is not None and size > 0:

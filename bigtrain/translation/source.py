@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,8 @@ class Source:
         """Return a finite number or None."""
         value = self.get(key)
         if isinstance(value, str):  # as `6e-4` of a command line
-            try:
+            with suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                pass
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

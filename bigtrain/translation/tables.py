@@ -66,7 +66,7 @@ DEEPSPEED: tuple[Row, ...] = (
         "fp16.consecutive_hysteresis", "", _SCALE, (0, 0.0, 16)),
     Row("fp16.* bf16.* torch_autocast.*", "", "the engine keeps fp32 weights; see `amp.master_weights`"),
     Row("communication_data_type data_types.grad_accum_dtype", "amp.reduce", "fp32 or bf16"),
-    Row("gradient_clipping", "train.max_grad_norm", "0 is `null`; not written it is 1.0 from 0.19 on, earlier none"),
+    Row("gradient_clipping", "train.max_grad_norm", "0 is `null`; not written 1.0 in 0.19, none in old versions"),
     Row("zero_optimization.stage", "sharding.zero_stage", "`auto` takes the fastest that fits"),
     Row("zero_optimization.offload_optimizer.device", "sharding.offload", "cpu: `optimizer`; nvme: `nvme`"),
     Row("zero_optimization.offload_param.device", "sharding.offload", "cpu: `all`, states too; nvme: `nvme`"),
@@ -168,16 +168,18 @@ TRAINER: tuple[Row, ...] = (
         ("O1", "auto", "")),
 )  # fmt: skip
 
-QUIET = """accelerator_config dataloader_pin_memory dataloader_in_order ddp_* debug disable_tqdm do_train do_predict
-enable_jit_checkpoint batch_eval_metrics bf16_full_eval fp16_full_eval eval_* generation_* hub_* include_* label_names
-length_column_name local_rank log_* logging_first_step logging_dir logging_nan_inf_filter past_index
-per_device_eval_batch_size per_gpu_eval_batch_size predict_with_generate prediction_loss_only project
-push_to_hub_organization push_to_hub_token ray_scope remove_unused_columns
-restore_callback_states_from_checkpoint save_on_each_node save_safetensors skip_memory_metrics sortish_sampler
-trackio_* use_cache _n_gpu distributed_state deepspeed_plugin activation_checkpointing_kwargs
-gradient_checkpointing_kwargs fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap use_legacy_prediction_loop
-split_batches dispatch_batches
-""".split()
+QUIET = [
+    "accelerator_config", "dataloader_pin_memory", "dataloader_in_order", "ddp_*", "debug", "disable_tqdm",
+    "do_train", "do_predict", "enable_jit_checkpoint", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval",
+    "eval_*", "generation_*", "hub_*", "include_*", "label_names", "length_column_name", "local_rank", "log_*",
+    "logging_first_step", "logging_dir", "logging_nan_inf_filter", "past_index", "per_device_eval_batch_size",
+    "per_gpu_eval_batch_size", "predict_with_generate", "prediction_loss_only", "project",
+    "push_to_hub_organization", "push_to_hub_token", "ray_scope", "remove_unused_columns",
+    "restore_callback_states_from_checkpoint", "save_on_each_node", "save_safetensors", "skip_memory_metrics",
+    "sortish_sampler", "trackio_*", "use_cache", "_n_gpu", "distributed_state", "deepspeed_plugin",
+    "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "fsdp_min_num_params",
+    "fsdp_transformer_layer_cls_to_wrap", "use_legacy_prediction_loop", "split_batches", "dispatch_batches",
+]  # fmt: skip
 """Keys of the Trainer that say nothing about training itself: how it logs, evaluates and uploads."""
 
 NANOGPT: tuple[Row, ...] = (

@@ -19,8 +19,10 @@ from bigtrain.translation.draft import Draft
 from bigtrain.translation.source import AUTO, Source
 from bigtrain.translation.tables import DEEPSPEED, QUIET, TRAINER
 
-ADAMW = """adamw_torch adamw_torch_fused adamw_hf adamw_apex_fused adamw_torch_xla adamw_torch_npu_fused
-adamw_anyprecision paged_adamw paged_adamw_32bit""".split()
+ADAMW = [
+    "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw_torch_xla", "adamw_torch_npu_fused",
+    "adamw_anyprecision", "paged_adamw", "paged_adamw_32bit",
+]  # fmt: skip
 OPTIMIZERS = {
     **dict.fromkeys(ADAMW, ("adamw", "fp32")),
     **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw_torch_8bit"), ("adamw", "8bit")),

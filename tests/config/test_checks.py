@@ -48,6 +48,34 @@ def test_a_fitting_recipe_has_no_faults():
             "command line: train.objective: 'mlm' does not fit the family 'gpt'; use 'clm'",
         ),
         (
+            "model.family=gpt model.preset=gpt2-124m train.objective=mlm_nsp",
+            "command line: train.objective: 'mlm_nsp' does not fit the family 'gpt'; use 'clm'",
+        ),
+        (
+            "train.objective=mlm_nsp data.sequence_length=4",
+            "command line: data.sequence_length: rows of 4 tokens have no room for [CLS] A [SEP] B [SEP]; use at least 5",
+        ),
+        (
+            "model.family=gpt model.preset=gpt2-124m train.objective=clm train.whole_word_masking=true",
+            "command line: train.whole_word_masking: 'clm' masks nothing; use false, or the objective 'mlm' or 'mlm_nsp' of the family 'bert'",
+        ),
+        (
+            'data.mixture=[{"source":"embedded","weight":1}] data.source=README.md',
+            "command line: data.source: a mixture names its sources itself; leave this out, or data.mixture",
+        ),
+        (
+            'data.mixture=[{"source":"none.txt","weight":1}]',
+            "command line: data.mixture: no such file or folder: 'none.txt'; name a folder, a file, a hub id or 'embedded'",
+        ),
+        (
+            "data.min_characters=9 data.max_characters=8",
+            "command line: data.min_characters: 9 is above data.max_characters, 8; no document is both",
+        ),
+        (
+            "data.max_characters=2000000",
+            "command line: data.max_characters: documents are cut at 1,048,576 characters before; use at most so many",
+        ),
+        (
             "train.steps=null",
             "command line: train.steps: missing; the length of the run is one of steps, tokens or epochs",
         ),

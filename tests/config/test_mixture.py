@@ -44,7 +44,7 @@ def test_sources_and_weights():
 
 def test_written_out_it_reads_the_same():
     text = to_yaml(read())
-    assert '  mixture: [{source: user/set, weight: 2.0, subset: "20231101.en", streaming: true}, {source: [' in text
+    assert "  mixture: [{source: user/set, weight: 2.0, subset: 20231101.en, streaming: true}, {source: [" in text
     assert read_recipe(text.encode(), "p.yaml") == read()
     validator = jsonschema.Draft202012Validator(json_schema())
     assert validator.is_valid(read_yaml(text, str).value)
@@ -62,10 +62,10 @@ def test_in_words():
     [
         ("3", "3 is not a list of sources such as {source: corpus.txt, weight: 1}, or null"),
         ("[]", "[] is not a list of sources such as {source: corpus.txt, weight: 1}, or null"),
-        ("{source: a, weight: 1}", "a mapping is not a list of sources such as {source: corpus.txt, weight: 1}, or null"),
+        ("{source: a, weight: 1}", "a mapping is not a list of sources such as {source: corpus.txt, weight: 1}"),
         ("[a.txt]", "source 1 is no mapping; write {source: corpus.txt, weight: 1}"),
         ("[{source: a}]", "source 1: 'weight' is missing; write {source: corpus.txt, weight: 1}"),
-        ("[{source: a, weight: 1}, {weight: 1}]", "source 2: 'source' is missing; write {source: corpus.txt, weight: 1}"),
+        ("[{source: a, weight: 1}, {weight: 1}]", "source 2: 'source' is missing; write {source: corpus.txt"),
         ("[{source: a, weigth: 1}]", "source 1: 'weigth' is no key of a source; did you mean 'weight'?"),
         ("[{source: a, weight: 1, x: 1}]", "source 1: 'x' is no key of a source; there are source, weight, subset, "),
         ("[{source: a, weight: -1}]", "source 1: weight -1 is not a number of 0 or more"),
@@ -82,3 +82,11 @@ def test_in_words():
 def test_wrong_mixtures(mixture, text):
     assert fault(mixture).startswith(f"command line: data.mixture: {text}")
     assert "\n" not in fault(mixture)
+
+
+def test_an_override_of_the_source_takes_the_place_of_the_mixture():
+    data = read("data.source=other.txt").data
+    assert (data.source, data.mixture) == ("other.txt", None)
+    one = RECIPE.replace("mixture:", "source: a.txt").partition("    - {")[0] + "train:" + RECIPE.partition("train:")[2]
+    data = read_recipe(one.encode(), "r.yaml", ["data.mixture=[{source: embedded, weight: 1}]"]).data
+    assert data.source == "embedded" and len(data.mixture) == 1

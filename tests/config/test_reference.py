@@ -111,7 +111,7 @@ def test_the_reference_has_a_row_for_each_key():
     assert text.count("\n| `") == len(schema_keys())
     assert "| `learning_rate` | a number of 0 or more | required | The peak learning rate. |" in text
     assert "| `budget` | `auto`, or bytes with a unit, such as 16GiB or 80GB | `auto` |" in text
-    assert "(*not yet*: `mlm_nsp`)" in text
+    assert "| `objective` | `mlm`, `clm` or `mlm_nsp` | required |" in text
     assert "| `asynchronous` | true or false | `true` |" in text
 
 

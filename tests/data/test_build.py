@@ -262,11 +262,11 @@ def test_a_killed_stream_goes_on_at_its_row(
     make_recipe: MakeRecipe, tmp_path: Path, small: None, hub_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def recipe(cache: str) -> Recipe:
-        keys = {"streaming": True, "deduplicate": True, "min_letters": 0.5, "min_characters": 4, "max_tokens": 14_000}
+        keys = {"streaming": True, "deduplicate": True, "min_letters": 0.1, "min_characters": 4, "max_tokens": 14_000}
         return make_recipe("gpt", source="user/set", cache=str(tmp_path / cache), **keys)
 
     whole = prepare(recipe("whole"), show_progress=False)
-    kill(recipe("killed"), "part", 2, tmp_path, str(hub_folder))
+    kill(recipe("killed"), "part", 3, tmp_path, str(hub_folder))
     passed: list[int] = []
     rows = hub.HubRows.__iter__
 
@@ -286,7 +286,7 @@ def test_a_killed_stream_goes_on_at_its_row(
 def test_what_is_left_out(
     make_recipe: MakeRecipe, tmp_path: Path, hub_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = {"deduplicate": True, "min_letters": 0.5, "min_characters": 4, "cache": str(tmp_path / "cache")}
+    keys = {"deduplicate": True, "min_letters": 0.1, "min_characters": 4, "cache": str(tmp_path / "cache")}
     corpus = prepare(make_recipe("gpt", source="user/set", streaming=True, **keys))
     assert corpus.left_out == {"filtered": 2, "duplicate": 50}
     assert sum(corpus.counts(split).documents for split in SPLITS) == 500

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ from bigtrain.data.build import prepare
 from bigtrain.data.corpus import Corpus, open_corpus
 from bigtrain.data.hashing import key_of
 from bigtrain.data.loader import Loader, evaluation_batches
-from bigtrain.data.packing import RowIndex
-from bigtrain.data.pairs import FOLLOWS, PAIR_FRAME, RANDOM, Framed, Pairs, Texts, framed, pair_keys
+from bigtrain.data.packing import PAIR_FRAME, RowIndex
+from bigtrain.data.pairs import FOLLOWS, RANDOM, Pairs, Texts, framed, pair_keys
 from bigtrain.data.rows import RowReader, RowShape
 from bigtrain.data.vocabulary import SpecialTokens
 from bigtrain.errors import DataError
@@ -134,17 +136,10 @@ def test_rows_hold_pairs(bert_corpus: Corpus, packing: bool) -> None:
 
 def test_the_stream_does_not_depend_on_ranks_and_is_reached_at_once(bert_corpus: Corpus) -> None:
     def batches(count: int, skip: int = 0, **ranks: int) -> list[dict[str, np.ndarray]]:
-        loader = Loader(
-            bert_corpus,
-            objective="mlm_nsp",
-            sequence_length=LENGTH,
-            packing=False,
-            global_batch_size=8,
-            seed=3,
-            **ranks,
-        )
+        shape: dict[str, Any] = {"objective": "mlm_nsp", "sequence_length": LENGTH, "packing": False}
+        loader = Loader(bert_corpus, **shape, global_batch_size=8, seed=3, **ranks)
         loader.load_state_dict({"row": 8 * skip, "corpus": bert_corpus.folder.name})
-        found = [{name: value.numpy() for name, value in batch.items()} for _, batch in zip(range(count), loader)]  # noqa: B905
+        found = [{name: value.numpy() for name, value in batch.items()} for batch in islice(loader, count)]
         loader.close()
         return found
 
@@ -158,10 +153,11 @@ def test_the_stream_does_not_depend_on_ranks_and_is_reached_at_once(bert_corpus:
 
 
 def test_an_evaluation_counts_each_pair_once(bert_corpus: Corpus) -> None:
+    shape: dict[str, Any] = {"objective": "mlm_nsp", "sequence_length": LENGTH, "packing": False}
+
     def pairs_of(micro: int) -> int:
-        batches = evaluation_batches(
-            bert_corpus, objective="mlm_nsp", sequence_length=LENGTH, packing=False, rows_limit=11, micro_batch_size=micro, rank=1, world_size=2
-        )  # fmt: skip
+        here: dict[str, int] = {"rows_limit": 11, "micro_batch_size": micro, "rank": 1, "world_size": 2}
+        batches = evaluation_batches(bert_corpus, **shape, **here)
         return sum(int((batch["next_sentence_labels"] != IGNORED_LABEL).sum()) for batch in batches)
 
     assert pairs_of(2) == pairs_of(4) == 5  # of the eleven, the other rank has six
@@ -184,12 +180,8 @@ def test_a_recipe_whose_data_make_no_pairs(make_recipe: Callable[..., Recipe], t
     source.write_text(
         "\n\n".join(f"the {word} fox runs under the old house again and again." for word in ("red", "old", "small"))
     )
-    recipe = make_recipe(source=str(source), objective="mlm_nsp", validation_fraction=0.01, vocab_size=60)
+    recipe = make_recipe(source=str(source), objective="mlm_nsp", validation_fraction=0.01)
     assert prepare(recipe, show_progress=False).counts("validation").documents == 1
     evaluated = recipe.model_copy(update={"train": recipe.train.model_copy(update={"eval_every": 5})})
     with pytest.raises(DataError, match="the validation split has 1 document; raise data.validation_fraction"):
         open_corpus(evaluated)
-
-
-def test_framed_is_what_rows_are_made_of() -> None:
-    assert Framed._fields == ("tokens", "segments", "lengths", "labels")

@@ -18,6 +18,7 @@ from trained import RELEASED, losses, train
 
 from bigtrain.checkpoint.lock import only_user_of
 from bigtrain.checkpoint.manifest import read
+from bigtrain.checkpoint.store import CheckpointStore
 from bigtrain.errors import CheckpointError, InputError, ResumeError
 from bigtrain.extension.extend import extend
 from bigtrain.training.generate import load_trained
@@ -118,6 +119,9 @@ def test_a_place_that_is_taken_and_a_run_that_is_none_are_refused(run: Path, tmp
         extend(run, new, tmp_path / "taken" / "file" / "inside")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         extend(tmp_path / "taken", new)
+    CheckpointStore(tmp_path / "weights").save(0, {"weights.safetensors": {}}, {"plan.yaml": "", "tokenizer.json": ""})
+    with pytest.raises(CheckpointError, match="start one from it with train.init_from, and extend that"):
+        extend(tmp_path / "weights", new)
     assert files_of(tmp_path / "taken") == {"file": b"mine"}
 
 

@@ -47,9 +47,7 @@ def their_model(family: str, **changes: Any) -> Any:
 def saved(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
     """Return a maker of folders: `saved("gpt", dtype=..., **changes)` gives the folder and the model in it."""
 
-    def save(
-        family: str, *, dtype: torch.dtype | None = None, shard: str = "5GB", **changes: Any
-    ) -> tuple[Path, Any]:
+    def save(family: str, *, dtype: torch.dtype | None = None, shard: str = "5GB", **changes: Any) -> tuple[Path, Any]:
         model = their_model(family, **changes)
         model = model if dtype is None else model.to(dtype)
         folder = tmp_path / f"{family}-theirs"

@@ -26,9 +26,15 @@ FAMILIES = ("bert", "gpt", "llama")
 
 def shape(family: str, **changes: object) -> ModelConfig:
     keys: dict[str, object] = {
-        **{"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
-        **{"num_key_value_heads": 2 if family == "llama" else 4, "intermediate_size": 48},
-        **{"max_position_embeddings": 40, "norm_eps": NORM_EPS[family], "tie_word_embeddings": family != "llama"},  # type: ignore[index]
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2 if family == "llama" else 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 40,
+        "norm_eps": NORM_EPS[family],
+        "tie_word_embeddings": family != "llama",  # type: ignore[index]
     }
     return ModelConfig(family=family, **{**keys, **changes})  # type: ignore[arg-type]
 

@@ -85,8 +85,8 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_has_no_room_is_told_before(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"are needed and .* free; name a folder on another disk"):
-        with new_folder(tmp_path / "out", 2**62):
-            pass
+    needed = r"are needed and .* free; name a folder on another disk"
+    with pytest.raises(InputError, match=needed), new_folder(tmp_path / "out", 2**62):
+        pass
     with pytest.raises(InputError, match="File exists|Not a directory"), new_folder(Path("/dev/null/out"), 0):
         pass

@@ -137,8 +137,8 @@ def test_a_head_dim_of_its_own_is_refused(tiny):
 @pytest.mark.parametrize(
     ("config_json", "text"),
     [
-        ({}, "architectures: none given; supported are BertForMaskedLM, GPT2LMHeadModel, LlamaForCausalLM"),
-        ({"architectures": ["BertForPreTraining"]}, "BertForPreTraining; supported are"),
+        ({}, "none given; supported are BertForMaskedLM, BertForPreTraining, GPT2LMHeadModel, LlamaForCausalLM"),
+        ({"architectures": ["BertForNextSentencePrediction"]}, "BertForNextSentencePrediction; supported are"),
         ({"architectures": ["LLamaForCausalLM"]}, "did you mean 'LlamaForCausalLM'?"),
     ],
 )

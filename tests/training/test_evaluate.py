@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bigtrain.errors import DataError
-from bigtrain.training.evaluate import Evaluation, evaluate
+from bigtrain.training.evaluate import Evaluation, PairScore, evaluate
 
 
 class Fixed(nn.Module):
@@ -68,6 +68,18 @@ def test_the_row_and_perplexity() -> None:
     assert row["eval_unigram_loss"] == 3.0
     assert row["eval_perplexity"] == pytest.approx(math.e**2)
     assert math.isfinite(Evaluation(1e6, 0, 0, 1).perplexity)
+
+
+def test_pairs_are_counted_by_themselves() -> None:
+    class Pairs(Fixed):
+        def evaluate(self, labels: Tensor, **_: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+            return *super().evaluate(labels), labels.sum().double(), torch.tensor(1), torch.tensor(2)
+
+    found = evaluate(Pairs(), [batch([1, 1, 3]), batch([2])], SURPRISAL, CPU)
+    assert found.pairs == PairScore(loss=7 / 4, accuracy=2 / 4)
+    assert found.loss == pytest.approx(7 / 4)
+    assert {"eval_nsp_loss": 1.75, "eval_nsp_accuracy": 0.5}.items() <= found.row().items()
+    assert "eval_nsp_loss" not in evaluate(Fixed(), [batch([1])], SURPRISAL, CPU).row()
 
 
 def test_a_run_is_evaluated_again_to_the_same_numbers(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bigtrain import fault_points
+from bigtrain.batch import PairLosses
 from bigtrain.training.injected import changed, flip_asked_bit, flip_bit
 
 
@@ -25,6 +26,13 @@ def test_a_changed_loss_is_that_many_times_as_large(monkeypatch: pytest.MonkeyPa
     ask(monkeypatch, "loss:change=20:step=3")
     assert changed(torch.tensor(2.0), 3) == 40
     assert changed(torch.tensor(2.0), 4) == 2
+
+
+def test_both_losses_of_pairs_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(monkeypatch, "loss:change=20:step=3")
+    output = PairLosses(torch.tensor(2.0), torch.tensor(1.0))
+    assert changed(output, 3) == (40, 20)
+    assert changed(output, 4) is output
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "3"])

@@ -98,14 +98,18 @@ def test_a_pretraining_of_bert(tmp_path: Path) -> None:
     assert recipe.amp.precision == "fp16" and recipe.sharding.zero_stage == 0 and recipe.sharding.offload == "none"
     assert recipe.logging.every_steps == 1000 and recipe.train.max_grad_norm == 1.0
     told = "\n".join(draft.missing)
-    assert "max_coeff" in told and "sparse_attention.mode" in told and "prescale" not in told and "loss_scale" not in told
+    assert (
+        "max_coeff" in told and "sparse_attention.mode" in told and "prescale" not in told and "loss_scale" not in told
+    )
     assert "  global_batch_size: 4096  # train_batch_size\n" in draft.text()
 
 
 def test_what_the_trainer_fills_in_is_told(tmp_path: Path) -> None:
     draft = translate_deepspeed(ZERO3, "ds.json")
     recipe = loaded(draft, tmp_path)
-    assert recipe.sharding.zero_stage == 3 and recipe.sharding.offload == "all" and recipe.train.micro_batch_size == "auto"
+    assert (
+        recipe.sharding.zero_stage == 3 and recipe.sharding.offload == "all" and recipe.train.micro_batch_size == "auto"
+    )
     told = "\n".join(draft.changes)
     for key in ("train_batch_size", "optimizer.params.lr", "gradient_clipping", "bf16.enabled"):
         assert f"{key}: auto is what the Trainer's arguments say" in told

@@ -51,7 +51,8 @@ def test_a_key_is_found_itself_before_its_section_and_that_before_what_is_around
 
 
 @pytest.mark.parametrize(
-    ("value", "asks"), [(None, False), (False, False), ("none", False), ({}, False), (1, False), (True, True), (2, True)]
+    ("value", "asks"),
+    [(None, False), (False, False), ("none", False), ({}, False), (1, False), (True, True), (2, True)],
 )
 def test_idle_values_ask_for_nothing(value: object, asks: bool) -> None:
     assert asks_for_something(Row("key", "", "why", (1,)), value) is asks
@@ -59,9 +60,15 @@ def test_idle_values_ask_for_nothing(value: object, asks: bool) -> None:
 
 @pytest.mark.parametrize(
     ("page", "name"),
-    [("coming_from_deepspeed", "deepspeed"), ("coming_from_transformers", "trainer"), ("coming_from_nanogpt", "nanogpt")],
+    [
+        ("coming_from_deepspeed", "deepspeed"),
+        ("coming_from_transformers", "trainer"),
+        ("coming_from_nanogpt", "nanogpt"),
+    ],
 )
 def test_the_documentation_has_these_tables(page: str, name: str) -> None:
     text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text(encoding="utf-8")
     table = "\n".join(markdown(TABLES[name]))
-    assert f"<!-- table: {name} -->\n\n{table}\n\n<!-- end of table -->" in text, "run python scripts/generate_tables.py"
+    assert f"<!-- table: {name} -->\n\n{table}\n\n<!-- end of table -->" in text, (
+        "run python scripts/generate_tables.py"
+    )

@@ -127,7 +127,7 @@ def test_nested_deepspeed_takes_auto_from_the_arguments(tmp_path: Path) -> None:
     deepspeed = {
         "train_batch_size": "auto",
         "bf16": {"enabled": "auto"},
-        "optimizer": {"type": "AdamW", "params": {key: "auto" for key in ("lr", "betas", "eps", "weight_decay")}},
+        "optimizer": {"type": "AdamW", "params": dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")},
         "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_max_lr": "auto",
                                                           "warmup_num_steps": "auto", "warmup_type": "linear"}},
         "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": "auto"},
@@ -169,7 +169,7 @@ def test_hybrid_sharding_is_told() -> None:
     ("values", "key", "expected"),
     [
         ({"lr_scheduler_type": "constant", "warmup_steps": 10}, "optimizer.warmup_steps", None),
-        ({"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 5}}, "optimizer.schedule", "wsd"),
+        ({"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"a": 5}}, "optimizer.schedule", "wsd"),
         ({"lr_scheduler_type": "inverse_sqrt"}, "optimizer.schedule", "linear"),
         ({"optim": "lion_8bit"}, "optimizer.name", "adamw"),
         ({"optim": "paged_adamw_8bit"}, "optimizer.state", "8bit"),
@@ -196,7 +196,7 @@ def test_details(values: dict[str, Any], key: str, expected: object) -> None:
         ({"per_device_train_batch_size": 0}, "f: per_device_train_batch_size: 0 is below 1; write 1 or more"),
         ({"learning_rate": "quick"}, "f: learning_rate: 'quick' is not a number; write a number"),
         ({"learning_rate": -1}, "f: learning_rate: optimizer.learning_rate: -1"),
-        ({"max_steps": 10, "warmup_steps": 20}, "f: warmup_steps: optimizer.warmup_steps: 20 steps of warm-up are longer"),
+        ({"max_steps": 10, "warmup_steps": 20}, "warmup_steps: optimizer.warmup_steps: 20 steps of warm-up are longer"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told(values: dict[str, Any], told: str) -> None:

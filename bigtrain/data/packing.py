@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -70,8 +69,7 @@ class RowIndex:
         if not folder.exists():
             with locked(folder.with_suffix(".lock")):
                 if not folder.exists():
-                    packed = partial(_packed, sequence_length=sequence_length, packing=packing, pairs=pairs)
-                    _write(corpus, split, packed, folder)
+                    _write(corpus, split, lambda window: _packed(window, sequence_length, packing, pairs), folder)
         try:
             starts, lengths, offsets = (_column(folder, name, dtype) for name, dtype in _COLUMNS)
         except (OSError, ValueError, EOFError) as error:

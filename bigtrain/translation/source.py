@@ -80,7 +80,8 @@ class Source:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return self._wrong(key, value, "a number")
+            self._wrong(key, value, "a number")
+            return None
         return value
 
     def whole(self, key: str) -> int | None:
@@ -89,7 +90,8 @@ class Source:
         if value is None:
             return None
         if isinstance(value, float) and not value.is_integer():
-            return self._wrong(key, value, "a whole number")
+            self._wrong(key, value, "a whole number")
+            return None
         return int(value)
 
     def flag(self, key: str) -> bool:
@@ -105,7 +107,8 @@ class Source:
         value = self.get(key)
         if value is None or isinstance(value, str):
             return value
-        return self._wrong(key, value, "a text")
+        self._wrong(key, value, "a text")
+        return None
 
     def _wrong(self, key: str, value: object, wanted: str) -> None:
         self.faults.append(Fault(self.where, key, f"{quoted(value)} is not {wanted}; write {wanted}"))

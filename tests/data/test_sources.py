@@ -170,6 +170,6 @@ def test_sample_of_the_embedded_text_is_spread() -> None:
 
 
 def test_long_documents_of_a_hub_data_set_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "hub_documents", lambda data, name, origin: iter(["a\n" * 2**20, " ", "b"]))
+    monkeypatch.setattr(sources, "hub_texts", lambda data, name, origin: iter(["a\n" * 2**20, " ", "b"]))
     found = list(documents(DataSection(source="user/set")))
     assert [len(text) for text in found] == [2**20, 2**20, 1]

@@ -40,6 +40,8 @@ def their_model(family: str, **changes: Any) -> Any:
         with torch.no_grad():
             for parameter in made.parameters():
                 parameter.normal_(std=0.1)
+            if family == "bert":  # untied, transformers keeps two biases and reads the decoder's; we keep that one
+                made.cls.predictions.bias.copy_(made.cls.predictions.decoder.bias)
     return made
 
 

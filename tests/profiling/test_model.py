@@ -82,9 +82,16 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in GRID["cases"]()], ids=str
-)
+EACH_TIME = (2, "fused")
+"""Micro-batches and optimizer of the cases that are always run; the others are nightly, and in plan_model.json."""
+
+
+def marked(case: Any) -> Any:
+    mark = pytest.mark.slow if case[2:] == EACH_TIME else pytest.mark.nightly
+    return pytest.param(case, marks=() if case in QUICK else mark)
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in GRID["cases"]()], ids=str)
 def test_models_of_all_kinds_hold_what_is_predicted(case: Any) -> None:
     assert abs(GRID["run"](case)["relative_error"]) < TOLERANCE
 

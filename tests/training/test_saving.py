@@ -137,7 +137,8 @@ def test_a_checkpoint_of_another_run_is_passed_over(
     rows = train(tiny_recipes["gpt"], tmp_path / "run", "train.steps=8", "train.eval_every=null")
     assert "step-00000006: of another run" in capsys.readouterr().err
     assert [row["step"] for row in rows] == list(range(1, 9))
-    assert (tmp_path / "run" / "step-00000006").is_dir()  # somebody's, and not ours to remove
+    assert (tmp_path / "run" / "bad-step-00000006-0").is_dir()  # somebody's: out of the way, and not ours to remove
+    shutil.copytree(tmp_path / "other" / "step-00000006", tmp_path / "run" / "step-00000006")
     shutil.rmtree(tmp_path / "run" / "step-00000005")
     shutil.rmtree(tmp_path / "run" / "step-00000008")
     with pytest.raises(CheckpointError, match="none of its 1 checkpoints verifies"):

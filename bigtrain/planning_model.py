@@ -84,12 +84,10 @@ def plan_model(
     Raises InputError for a model that cannot be traced, naming module and operation; DoesNotFit.
     """
     hardware = _hardware(device)
-    _check_asked(model, sample, real)
+    _check_asked(model, sample, real, zero_stage)
     subject = Subject(model, check_sample(sample), factory_of(optimizer), forward, blocks, (*REAL, *real))
     _check_precision(precision, hardware)
     _check_rows(global_batch_size, world_size, micro_batch_size)
-    if zero_stage not in (None, *STAGES):
-        raise InputError(f"zero_stage: {zero_stage!r} is no stage; use 0, 1, 2 or 3, or None for the fastest that fits")
     policies = None if recompute is None else tuple(resolve(recompute, len(subject.block_names)))
     if "offload" in (policies or ()):
         raise InputError("recompute: 'offload' cannot be traced for a model of your own; use full")
@@ -111,13 +109,15 @@ def plan_model(
     return planning.plan(found.choice, found)
 
 
-def _check_asked(model: nn.Module, sample: Batch, real: Sequence[str]) -> None:
-    """Raise InputError where there is nothing to train, and for names that the sample does not have."""
+def _check_asked(model: nn.Module, sample: Batch, real: Sequence[str], zero_stage: int | None) -> None:
+    """Raise InputError where there is nothing to train, and for names and stages that there are not."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"{type(model).__name__} has no parameter to train; unfreeze some")
     missing = [name for name in real if name not in sample]
     if missing:
         raise InputError(f"real: {missing[0]!r} is not in the sample{did_you_mean(missing[0], list(sample))}")
+    if zero_stage not in (None, *STAGES):
+        raise InputError(f"zero_stage: {zero_stage!r} is no stage; use 0, 1, 2 or 3, or None for the fastest that fits")
 
 
 def _check_precision(precision: str, hardware: Hardware) -> None:

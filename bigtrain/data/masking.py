@@ -120,4 +120,5 @@ def _fitting(sizes: Ids, room: int) -> list[int]:
 
 def _wanted(held: NDArray[np.bool_], probability: float) -> Ids:
     """Return how many positions of each row are to be chosen, (B,)."""
-    return np.maximum(1, np.rint(probability * held.sum(axis=1)).astype(np.int64))
+    wanted: Ids = np.rint(probability * held.sum(axis=1)).astype(np.int64)
+    return np.maximum(wanted, 1)

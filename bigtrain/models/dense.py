@@ -83,7 +83,7 @@ def _turns(model: LanguageModel, position_ids_BL: Tensor) -> Turns | None:
     if model.config.family != "llama":
         return None
     angles = rotary_table(position_ids_BL.flatten(), model.config.head_dim, model.config.rope_theta)
-    cos, sin = (part.unflatten(0, position_ids_BL.shape).transpose(1, 2) for part in angles)
+    cos, sin = (torch.unflatten(part, 0, position_ids_BL.shape).transpose(1, 2) for part in angles)
     return cos, sin
 
 

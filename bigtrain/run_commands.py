@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -62,7 +64,7 @@ def export_model(
         f"{format_bytes(made.size)} in {files}, {'with its' if made.tokenizer else 'without a'} tokenizer"
     )
     loader = made.loader
-    terminal.tell_next(f"python -c \"from transformers import {loader}; {loader}.from_pretrained('{made.folder}')\"")
+    terminal.tell_next(_python(f"from transformers import {loader}; {loader}.from_pretrained({_text(made.folder)})"))
 
 
 def _export_program(run: Path, out: Path, kind: Literal["pt2", "onnx"]) -> None:
@@ -76,10 +78,19 @@ def _export_program(run: Path, out: Path, kind: Literal["pt2", "onnx"]) -> None:
         "input_ids and attention_mask (batch, length) to logits"
     )
     opened = {
-        "pt2": f"import torch; torch.export.load('{made.file}').module()",
-        "onnx": f"import onnxruntime; onnxruntime.InferenceSession('{made.file}')",
+        "pt2": f"import torch; torch.export.load({_text(made.file)}).module()",
+        "onnx": f"import onnxruntime; onnxruntime.InferenceSession({_text(made.file)})",
     }
-    terminal.tell_next(f'python -c "{opened[kind]}"')
+    terminal.tell_next(_python(opened[kind]))
+
+
+def _python(code: str) -> str:
+    return shlex.join(["python", "-c", code])
+
+
+def _text(path: Path) -> str:
+    """Return a path as Python writes it, in double quotes: the shell's stand around them."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def import_model(
@@ -99,7 +110,7 @@ def import_model(
     tokenizer = f"data.tokenizer={made.folder / 'tokenizer.json'}" if made.tokenizer else "data.tokenizer=..."
     if not made.tokenizer:
         print(f"{source} has no tokenizer.json: name the model's own, or train one that is no larger")
-    terminal.tell_next(f"bigtrain launch RECIPE train.init_from={made.folder} {tokenizer}")
+    terminal.tell_next(shlex.join(["bigtrain", "launch", "RECIPE", f"train.init_from={made.folder}", tokenizer]))
 
 
 def generate(
@@ -112,7 +123,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time (GPT).")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Choose among so many of the likeliest (GPT).")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among the fewest of this probability (GPT).")] = None,
-    seed: Annotated[int, typer.Option(help="Seeds the choice of tokens (GPT).")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds the choice of tokens (GPT).")] = 0,
 ) -> None:
     """Continue a text (GPT), or fill its [MASK]s (BERT)."""
     from bigtrain.generation.choice import Choice
@@ -147,13 +158,24 @@ def _prompts(prompts: list[str], file: Path | None) -> list[str]:
     """Return the texts that are asked for; raises InputError where there is none, or one cannot be read."""
     if bool(prompts) == (file is not None):
         raise InputError("command line: --prompt: give the text here, or with --prompt-file FILE, and one of the two")
+    if file is not None:
+        return [_prompt(f"--prompt-file: {file}", "name a text file", partial(file.expanduser().read_text, "utf-8"))]
+    return [
+        _prompt("--prompt: standard input", "pipe a text into it", sys.stdin.read)
+        if text == "-"
+        else _prompt("--prompt", "give a text", partial(str, text))
+        for text in prompts
+    ]
+
+
+def _prompt(place: str, instead: str, read: Callable[[], str]) -> str:
     try:
-        if file is not None:
-            return [file.expanduser().read_text(encoding="utf-8")]
-        return [sys.stdin.read() if text == "-" else text for text in prompts]
-    except (OSError, UnicodeDecodeError) as error:
+        text = read()
+        text.encode("utf-8")  # arguments and streams may hold bytes that are none
+    except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
-        raise InputError(f"command line: --prompt-file: {file or '-'}: {why}; name a text file") from error
+        raise InputError(f"command line: {place}: {why}; {instead}") from error
+    return text
 
 
 def extend(
@@ -171,4 +193,5 @@ def extend(
     print(f"{made.folder}: step {made.step}, {made.before:,} tokens in the model became {made.tokens:,}")
     if made.rounded:
         print(f"{made.rounded} moments were rounded anew: their blocks fall otherwise in the larger matrices")
-    terminal.tell_next(f"bigtrain launch {made.folder / 'plan.yaml'} --run-dir {made.folder}")
+    plan_file = str(made.folder / "plan.yaml")
+    terminal.tell_next(shlex.join(["bigtrain", "launch", plan_file, "--run-dir", str(made.folder)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from documented import ROOT, Command, code, commands, pages
@@ -100,7 +102,8 @@ def answer(words: list[str]) -> tuple[int, str, str]:
 def run(words: list[str]) -> tuple[int, str, str]:
     """Run a command in this process; return exit code, output and errors."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with streams[0], streams[1], mock.patch.dict(os.environ), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["bigtrain", *words])
         with pytest.raises(SystemExit) as ended:
             cli.main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_what_is_asked_of_the_wrong_kind_is_refused_by_the_arguments(app: typer.
     assert "--tokens" in done.output
 
 
-def test_a_model_goes_in_and_out_by_commands(app: typer.Typer, tmp_path: Path) -> None:
+def test_a_model_goes_in_and_out_by_commands(app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import save_file
 
     from bigtrain.config.model import ModelConfig
@@ -60,6 +61,12 @@ def test_a_model_goes_in_and_out_by_commands(app: typer.Typer, tmp_path: Path) -
     assert "AutoModelForCausalLM.from_pretrained(" in done.output
     done = CliRunner().invoke(app, ["export", str(tmp_path / "in"), str(tmp_path / "out")])
     assert isinstance(done.exception, InputError)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "in"), "~/it's out"])
+    assert done.exit_code == 0, done.output
+    *_, python, option, code = shlex.split(done.output.splitlines()[-1])
+    assert (python, option) == ("python", "-c")
+    assert code.endswith(f'AutoModelForCausalLM.from_pretrained("{tmp_path}/it\'s out")')
 
 
 def test_extend_says_what_it_made_and_how_to_go_on(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +90,8 @@ def test_extend_says_what_it_made_and_how_to_go_on(app: typer.Typer, monkeypatch
         (["--prompt-file", "no-such-file"], "--prompt-file: no-such-file: No such file"),
         (["--prompt", "x", "--top-p", "0"], "--top-p: 0.0"),
         (["--prompt", "x", "--temperature", "inf"], "--temperature: inf"),
+        (["--prompt", "x", "--seed", str(2**64)], "--seed: 18446744073709551616 is"),
+        (["--prompt", "caf\udce9"], "--prompt: not a text in UTF-8; give a text"),
     ],
 )
 def test_a_prompt_or_choice_that_cannot_be_is_refused_before_the_run_is_read(app, options, said) -> None:
@@ -97,3 +106,9 @@ def test_a_prompt_is_read_from_standard_input_or_a_file(tmp_path: Path, monkeypa
     monkeypatch.setattr("sys.stdin", io.StringIO("upon"))
     assert run_commands._prompts([], file) == ["once"]
     assert run_commands._prompts(["a", "-"], None) == ["a", "upon"]
+    file.write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match=r"--prompt-file: .*prompt\.txt: not a text in UTF-8; name a text file"):
+        run_commands._prompts([], file)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "utf-8"))
+    with pytest.raises(InputError, match="--prompt: standard input: not a text in UTF-8; pipe a text into it"):
+        run_commands._prompts(["-"], None)

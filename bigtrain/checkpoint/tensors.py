@@ -31,6 +31,12 @@ DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 
+OTHER_DTYPES = (
+    "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4", "U16", "U32", "U64",
+    "C64",
+)  # fmt: skip
+"""What else the format knows."""
+
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 CHUNK_BYTES = 16 * 2**20
@@ -210,9 +216,15 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         try:
             header = strict_json.parse(file.read(length), MAX_HEADER_VALUES)
             parts = {name: boxes.from_text(text) for name, text in header.pop(METADATA, {}).items() if name in header}
-            entries = {name: _entry(item, 8 + length, parts.get(name)) for name, item in header.items()}
+            other = next(
+                ((name, item["dtype"]) for name, item in header.items() if item["dtype"] in OTHER_DTYPES), None
+            )
+            known = header if other is None else {}
+            entries = {name: _entry(item, 8 + length, parts.get(name)) for name, item in known.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: damaged: its header is not one of safetensors") from error
+    if other is not None:
+        raise CheckpointError(f"{path}: {other[0]} is of type {other[1]}; convert it to F32, BF16 or F16")
     end = 8 + length
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.size)):
         if entry.start != end:

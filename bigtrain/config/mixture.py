@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Annotated, TypeAlias
 
@@ -43,9 +44,9 @@ def _checked(value: object) -> object:
             raise ValueError(f"source {number}: {wrong}")
         if not isinstance(entry, (Mapping, MixtureSource)):
             raise ValueError(f"source {number} is no mapping; write {EXAMPLE}")
-    weights = [entry["weight"] if isinstance(entry, Mapping) else entry.weight for entry in value]
-    if value and not 0 < sum(weights) < math.inf:
-        raise ValueError(f"the weights sum to {sum(weights):g}; give at least one source a weight above 0")
+    total = sum(float(entry["weight"] if isinstance(entry, Mapping) else entry.weight) for entry in value)
+    if value and not 0 < total < math.inf:
+        raise ValueError(f"the weights sum to {total:g}; give at least one source a weight above 0")
     return value
 
 
@@ -55,8 +56,8 @@ def _wrong(entry: Mapping[str, object]) -> str:
     if missing := next((key for key in ("source", "weight") if entry.get(key) is None), None):
         return f"{missing!r} is missing; write {EXAMPLE}"
     weight = entry["weight"]
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        return f"weight {weight!r} is not a number of 0 or more"
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= sys.float_info.max:
+        return f"weight {weight!r:.60} is not a number of 0 or more"
     source = entry["source"]
     names = source if isinstance(source, list) else [source]
     texts = {"source": names, **{key: [entry.get(key)] for key in ("subset", "split", "text_column")}}

@@ -20,7 +20,7 @@ from bigtrain.data.cache import cache_folder, file_digest, fingerprint
 from bigtrain.data.decoding import data_error
 from bigtrain.data.selection import NOTHING_LEFT_OUT, is_left_out, selection_facts
 from bigtrain.data.shards import Shard, Tokens, open_shard
-from bigtrain.data.sources import identity, source_origin
+from bigtrain.data.sources import EMBEDDED, identity, source_origin
 from bigtrain.data.suitability import check_tokenizer
 from bigtrain.data.vocabulary import LARGEST_VOCABULARY, TRAIN, SpecialTokens, tokenizer_path
 from bigtrain.data.words import continuing_tokens
@@ -218,13 +218,29 @@ def open_corpus(recipe: Recipe) -> Corpus:
 
 
 def require_documents(corpus: Corpus, split: Split, origin: str = "") -> None:
-    """Raise DataError where a split has no two documents: a text of another one is what a pair's second may be."""
-    found = corpus.counts(split).documents
-    if found < LEAST_DOCUMENTS_OF_PAIRS:
+    """Raise DataError where a split has no two documents: a text of another one is what a pair's second may be.
+
+    Of a mixture each source needs two: both texts of a pair are of one source.
+    """
+    parts = [source.corpus for source in corpus.sources] or [corpus]
+    for number, part in enumerate(parts, start=1):
+        found = part.counts(split).documents
+        if found >= LEAST_DOCUMENTS_OF_PAIRS:
+            continue
         held = f"{found} {'document' if found == 1 else 'documents'}"
+        of = f" of source {number}, {_source_name(part)}," if corpus.sources else ""
         more = "raise data.validation_fraction, or give more" if split == "validation" else "give more"
-        text = f"'mlm_nsp' pairs texts of different documents, and the {split} split has {held}; {more}, or use 'mlm'"
-        raise data_error(origin, text, "train.objective")
+        pairs = f"'mlm_nsp' pairs texts of different documents{' of a source' if of else ''}"
+        raise data_error(
+            origin, f"{pairs}, and the {split} split{of} has {held}; {more}, or use 'mlm'", "train.objective"
+        )
+
+
+def _source_name(corpus: Corpus) -> str:
+    """Return what a corpus was made of, in short: a hub id, or its first file."""
+    source = corpus.manifest["facts"]["source"]
+    files = source.get("files")
+    return str(files[0][0] if files else source.get("hub", EMBEDDED))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

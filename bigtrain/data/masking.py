@@ -41,7 +41,8 @@ def mask_rows(
     depend on the rows beside it.
 
     With `continues` (B, T), which tells the tokens that continue a word, words are chosen instead, whole, in random
-    order, of which each that would exceed that number is passed over; if all would, the first of the shortest is it.
+    order, of which each that would exceed that number is passed over; if all would, as many of the first tokens of the
+    first of the shortest are chosen.
     """
     bits = random_bits(keys, input_ids.shape[1])
     if continues is None:
@@ -100,14 +101,18 @@ def _chosen_words(
         order = np.argsort(bits[row, firsts], kind="stable")
         words = np.cumsum(begins[row]) - 1
         sizes = np.bincount(words[maskable[row]])
-        picked = np.zeros(len(firsts), np.bool_)
-        picked[order[_fitting(sizes[order], wanted)]] = True
-        chosen[row] = picked[words] & maskable[row]
+        if fitting := _fitting(sizes[order], wanted):
+            picked = np.zeros(len(firsts), np.bool_)
+            picked[order[fitting]] = True
+            chosen[row] = picked[words] & maskable[row]
+        else:
+            first = firsts[order[sizes[order].argmin()]]
+            chosen[row, first : first + wanted] = True
     return chosen
 
 
 def _fitting(sizes: Ids, room: int) -> list[int]:
-    """Return the places of the sizes that fit into the room, taken in turn; the first of the least if none does."""
+    """Return the places of the sizes that fit into the room, taken in turn."""
     found = []
     for place, size in enumerate(sizes.tolist()):
         if size <= room:
@@ -115,7 +120,7 @@ def _fitting(sizes: Ids, room: int) -> list[int]:
             room -= size
             if not room:
                 break
-    return found or [int(sizes.argmin())]
+    return found
 
 
 def _wanted(held: NDArray[np.bool_], probability: float) -> Ids:

@@ -57,11 +57,16 @@ def _shared_tokenizer(recipe: Recipe, show_progress: bool) -> str:
 
 
 def _alone(recipe: Recipe, data: DataSection) -> Recipe:
-    """Return a recipe of these data, of which faults are told where the mixture is written."""
+    """Return a recipe of these data, of which faults are told where the mixture is written.
+
+    It learns no pairs: what they need is asked of the mixture, which can say whose documents are too few.
+    """
     keys = ("", "data", "data.tokenizer", "data.vocab_size", "model.vocab_size", "train.objective")
     origins = {key: recipe.origin(key) for key in keys}
     origins["data.source"] = recipe.origin("data.mixture")
-    return recipe.model_copy(update={"data": data}).with_origins(origins)
+    objective = "mlm" if recipe.train.objective == "mlm_nsp" else recipe.train.objective
+    train = recipe.train.model_copy(update={"objective": objective})
+    return recipe.model_copy(update={"data": data, "train": train}).with_origins(origins)
 
 
 def _manifest(recipe: Recipe, aside: Path, sources: list[Source]) -> dict[str, Any]:

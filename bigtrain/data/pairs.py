@@ -1,4 +1,4 @@
-"""Pairs of texts for the next-sentence task: the second follows the first, or comes from another document.
+"""Pairs of texts for the next-sentence task: the second follows the first, or is of another document of its source.
 
 Texts are runs of tokens, as in the published code, whose "sentences" are arbitrary spans too (Devlin et al. 2018, arXiv
 1810.04805, appendix A.2). What a piece of a document becomes is a pure function of its key.
@@ -55,6 +55,8 @@ class Pairs:
         self._bounds = [shard.offsets for shard in shards]
         self._first_tokens = np.array([int(shard.offsets[0]) for shard in shards], np.int64)
         self._first_documents = np.cumsum([0, *(len(bounds) - 1 for bounds in self._bounds)])
+        held = [source.corpus.counts(split).documents for source in corpus.sources] or [int(self._first_documents[-1])]
+        self._first_of_source = np.cumsum([0, *held])
         self._runs = TokenRuns(shards)
         self._special = corpus.special_tokens
 
@@ -69,8 +71,8 @@ class Pairs:
         """Return the texts of pieces with so many tokens, at least two.
 
         The first is a piece's beginning, cut at a place where every one is as likely. The second is with even chances
-        the rest of the piece, or as many tokens, or all where there are fewer, of another document, each as likely,
-        from a place in it, each as likely.
+        the rest of the piece, or as many tokens, or all where there are fewer, of another document of the same
+        source, each as likely, from a place in it, each as likely.
         """
         cuts, kinds, others, places = random_bits(keys, 4).T
         lengths_a = 1 + _below(cuts, sizes - 1)
@@ -79,15 +81,13 @@ class Pairs:
         drawn = labels == RANDOM
         starts_b = starts + lengths_a
         own = self._documents_of(starts[drawn])
-        other = _below(others[drawn], np.full(len(own), self._count - 1))
+        sources = np.searchsorted(self._first_of_source, own, side="right") - 1
+        firsts, ends_of = self._first_of_source[sources], self._first_of_source[sources + 1]
+        other = firsts + _below(others[drawn], ends_of - firsts - 1)
         begins, ends = self._contents(other + (other >= own))
         lengths_b[drawn] = np.minimum(lengths_b[drawn], ends - begins)
         starts_b[drawn] = begins + _below(places[drawn], ends - begins - lengths_b[drawn] + 1)
         return Texts(starts, lengths_a, starts_b, lengths_b, labels)
-
-    @property
-    def _count(self) -> int:
-        return int(self._first_documents[-1])
 
     def _documents_of(self, starts: Counts) -> Counts:
         """Return the numbers of the documents that tokens at these places are in."""

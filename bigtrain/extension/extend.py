@@ -53,14 +53,22 @@ def extend(run: Path, tokenizer: str, output: Path | None = None) -> Extended:
     checkpoint = find_checkpoint(run)
     _check_has_state(checkpoint)
     target = output or run_dir.with_name(f"{run_dir.name}-extended")
-    _check_free(target)
+    try:
+        _check_free(target)
+    except OSError as error:
+        raise _refused(error, target) from error
     larger = larger_tokenizer(tokenizer, checkpoint / TOKENIZER)
     try:
         with _written_aside(target) as aside:
             return _extend(checkpoint, larger, aside, target)
     except OSError as error:
-        text = f"{error.filename or target}: {error.strerror}; make room there, or name another folder"
-        raise InputError(Fault("command line", OUTPUT, text)) from error
+        raise _refused(error, target) from error
+
+
+def _refused(error: OSError, target: Path) -> InputError:
+    place = error.filename2 or error.filename or target  # of a rename, the new name
+    text = f"{place}: {error.strerror or error}; make room there, or name another folder"
+    return InputError(Fault("command line", OUTPUT, text))
 
 
 def _extend(checkpoint: Path, larger: Larger, aside: Path, target: Path) -> Extended:

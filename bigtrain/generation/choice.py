@@ -32,6 +32,8 @@ class Choice:
             raise InputError(f"command line: --temperature: {self.temperature} is no number of 0 or more; 0.8 is usual")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"command line: --top-k: {self.top_k} leaves no token; use 1 or more")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"command line: --seed: {self.seed} is no whole number from 0 to 2^64 - 1; 0 is usual")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"command line: --top-p: {self.top_p} is no share above 0 and up to 1; 0.95 is usual")
 
@@ -46,7 +48,8 @@ def choose(logits_BV: Tensor, choice: Choice, generator: torch.Generator) -> lis
     if choice.temperature == 0:
         chosen_B: list[int] = logits_BV.argmax(-1).tolist()
         return chosen_B
-    probabilities_BV = likely(logits_BV / choice.temperature, choice.top_k, choice.top_p)
+    below_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double()  # the likeliest stays 0 however cold it is
+    probabilities_BV = likely((below_BV / choice.temperature).float(), choice.top_k, choice.top_p)
     drawn_B: list[int] = torch.multinomial(probabilities_BV, 1, generator=generator)[:, 0].tolist()
     return drawn_B
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from bigtrain.generation.choice import Choice, choose
@@ -19,9 +19,9 @@ class Continued:
 
 
 def continue_rows(
-    model: LanguageModel, rows: Sequence[Sequence[int]], *, tokens: int, choice: Choice, end: int | None = None
+    model: LanguageModel, rows: Sequence[Sequence[int]], *, tokens: int, choice: Choice, ends: Collection[int] = ()
 ) -> Continued:
-    """Continue each row by so many tokens, or up to the token `end`, which is left out.
+    """Continue each row by so many tokens, or up to one of `ends`, which is left out.
 
     Rows have one token or more, and no more than the model has positions for. A row that fills them all goes on from
     its later half, which is read anew: the model then sees between half of its positions and all of them.
@@ -35,7 +35,7 @@ def continue_rows(
     for left in reversed(range(tokens)):
         chosen = choose(logits_BV, choice, generator)
         for number, token in enumerate(chosen):
-            if token == end and lengths[number] is None:
+            if token in ends and lengths[number] is None:
                 lengths[number] = len(texts[number])
             texts[number].append(token)
         if not left or None not in lengths:

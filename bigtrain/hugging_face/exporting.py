@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigtrain import strict_json
 from bigtrain.checkpoint.resume import stored_recipe
 from bigtrain.checkpoint.state import TOKENIZER
 from bigtrain.checkpoint.state import WEIGHTS as OWN_WEIGHTS
@@ -19,19 +18,24 @@ from bigtrain.config.schema import Recipe
 from bigtrain.data.tokenizer import open_tokenizer, special_tokens
 from bigtrain.errors import CheckpointError
 from bigtrain.hugging_face.layout import DIGITS, their_outlines
-from bigtrain.hugging_face.source import CONFIG, INDEX, WEIGHTS
+from bigtrain.hugging_face.source import INDEX, WEIGHTS
 from bigtrain.hugging_face.target import check_unused, new_folder
-from bigtrain.hugging_face.tokenizer_files import TOKENIZER_CONFIG, generation_config, special_ids, tokenizer_config
+from bigtrain.hugging_face.tokenizer_files import (
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    generation_config,
+    kept_files,
+    special_ids,
+    tokenizer_config,
+)
 from bigtrain.models.hf import own_shapes, refuse_differences
-from bigtrain.models.hf_config import config_to_json
+from bigtrain.models.hf_config import CONFIG, config_to_json, kept_config
 from bigtrain.models.shape import parameters
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Beyond this, weights are divided among files; a larger tensor has one for itself."""
 
 LOADERS = {"BertForMaskedLM": "AutoModelForMaskedLM", "BertForPreTraining": "AutoModelForPreTraining"}
-
-GENERATION_CONFIG = "generation_config.json"
 
 OUTDATED = ("_name_or_path", "torch_dtype", "transformers_version")
 """What a config.json says of the file it was, not of the model."""
@@ -61,10 +65,11 @@ class _Shape(NamedTuple):
 def export_folder(run: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Exported:
     """Write a run's newest checkpoint, or a checkpoint or imported folder itself, as a Hugging Face folder.
 
-    The weights keep the types that they are stored in. One tensor at a time is in memory. Raises CheckpointError for
-    what is none, InputError where `out` cannot be made.
+    The weights keep the types that they are stored in, and the tokenizer's files of an imported folder every byte. One
+    tensor at a time is in memory. Raises CheckpointError for what is none, InputError where `out` cannot be made.
     """
-    check_unused(out.expanduser())
+    out = out.expanduser()
+    check_unused(out)
     checkpoint = find_checkpoint(run.expanduser())
     config = model_of(stored_recipe(checkpoint), checkpoint)
     stored = StoredTensors(checkpoint, OWN_WEIGHTS)
@@ -76,14 +81,15 @@ def export_folder(run: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD_BYTE
     if len(shards) > 1:
         places = {name: file for file, held in shards.items() for name in held}
         texts[INDEX] = {"metadata": {"total_size": size}, "weight_map": places}
-    tokenizer = (checkpoint / TOKENIZER).is_file()
+    kept, tokenizer = kept_files(checkpoint), (checkpoint / TOKENIZER).is_file()
+    if tokenizer:
+        kept.setdefault(TOKENIZER, (checkpoint / TOKENIZER).read_bytes())
+    files = {file: (json.dumps(content, indent=2) + "\n").encode() for file, content in texts.items()} | kept
     with new_folder(out, size) as aside:
         for file, held in shards.items():
             write_outlines(aside / file, held, {"format": "pt"})
-        for file, content in texts.items():
-            write_bytes(aside / file, (json.dumps(content, indent=2) + "\n").encode())
-        if tokenizer:
-            write_bytes(aside / TOKENIZER, (checkpoint / TOKENIZER).read_bytes())
+        for file, text in files.items():
+            write_bytes(aside / file, text)
     architecture = str(texts[CONFIG]["architectures"][0])
     return Exported(out, checkpoint, architecture, parameters(config), len(shards), size, tokenizer)
 
@@ -99,7 +105,7 @@ def model_of(recipe: Recipe, folder: Path) -> ModelConfig:
 
 def _texts(config: ModelConfig, checkpoint: Path, outlines: Mapping[str, Outline]) -> dict[str, Any]:
     """Return the JSON files of the folder by name; what a config.json that came in says besides is kept."""
-    source = strict_json.read(checkpoint / CONFIG) if (checkpoint / CONFIG).is_file() else {}
+    source = kept_config(checkpoint)
     tokenizer = open_tokenizer(checkpoint / TOKENIZER) if (checkpoint / TOKENIZER).is_file() else None
     marks = None if tokenizer is None else special_tokens(tokenizer)
     ids = special_ids(config, marks, source)

@@ -21,10 +21,11 @@ from bigtrain.config.schema import ModelSection, Recipe
 from bigtrain.data.tokenizer import id_count, open_tokenizer
 from bigtrain.errors import Fault, InputError
 from bigtrain.hugging_face.layout import own_outlines
-from bigtrain.hugging_face.source import CONFIG, TOKENIZER, FileTensor, are_equal, read_config, read_tensors
+from bigtrain.hugging_face.source import TOKENIZER, FileTensor, are_equal, read_config, read_tensors
 from bigtrain.hugging_face.target import check_unused, new_folder
+from bigtrain.hugging_face.tokenizer_files import read_kept
 from bigtrain.models.hf import drop_copies, modern_names, refuse_differences, their_shapes
-from bigtrain.models.hf_config import config_from_json
+from bigtrain.models.hf_config import CONFIG, config_from_json
 from bigtrain.models.shape import parameters
 
 EVALUATED_LENGTH = 512
@@ -47,13 +48,16 @@ def import_folder(source: Path, out: Path) -> Imported:
     Raises InputError for a folder that cannot be used: an architecture or a feature that is not here, weights that do
     not match config.json, with the first three differences, pickles, an `out` that exists.
     """
-    source = source.expanduser()
-    check_unused(out.expanduser())
+    source, out = source.expanduser(), out.expanduser()
+    check_unused(out)
     config_json = read_config(source)
     config = config_from_json(config_json)
     found = read_tensors(source, config_json)
     outlines, left_out = _matched(config, found)
-    texts = {PLAN: to_yaml(_recipe(config)).encode(), CONFIG: json.dumps(config_json, indent=2).encode()}
+    texts = read_kept(source) | {
+        PLAN: to_yaml(_recipe(config)).encode(),
+        CONFIG: json.dumps(config_json, indent=2).encode(),
+    }
     tokenizer = (source / TOKENIZER).is_file()
     if tokenizer:
         texts[TOKENIZER] = _tokenizer(source / TOKENIZER, config).encode()

@@ -17,9 +17,9 @@ from bigtrain import strict_json
 from bigtrain.checkpoint.boxes import Run
 from bigtrain.checkpoint.tensors import TensorEntry, read_header, read_runs
 from bigtrain.errors import CheckpointError, Fault, InputError
-from bigtrain.models.hf_config import FAMILIES
+from bigtrain.models.hf_config import CONFIG, FAMILIES
 
-CONFIG, WEIGHTS, INDEX, TOKENIZER = "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -107,15 +107,16 @@ def read_tensors(folder: Path, config_json: Mapping[str, Any]) -> dict[str, File
     pickle = next((name for name in PICKLES if (folder / name).exists()), None)
     if pickle is None:
         raise CheckpointError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}; name a folder that has one")
-    auto = "AutoModelForMaskedLM" if _is_bert(config_json) else "AutoModelForCausalLM"
-    convert = f"transformers.{auto}.from_pretrained({str(folder)!r}).save_pretrained('NEW')"
+    convert = f"transformers.{_loader(config_json)}.from_pretrained({str(folder)!r}).save_pretrained('NEW')"
     text = f"{pickle} is a pickle, which may run any code and is not read; if you trust it, convert it: {convert}"
     raise CheckpointError(f"{folder}: {text}")
 
 
-def _is_bert(config_json: Mapping[str, Any]) -> bool:
+def _loader(config_json: Mapping[str, Any]) -> str:
+    """Return the class that holds all weights of the folder: another one would leave some out."""
     names = config_json.get("architectures")
-    return isinstance(names, list) and any(FAMILIES.get(str(name)) == "bert" for name in names)
+    found = names if isinstance(names, list) else [names]
+    return next((str(name) for name in found if str(name) in FAMILIES), "AutoModel")
 
 
 def _of_file(path: Path) -> dict[str, FileTensor]:

@@ -18,13 +18,18 @@ from bigtrain.units import format_bytes
 
 SUFFIX = ".partial"
 
+_SPACE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space there, or name another folder")
+_OTHER = (errno.EROFS, errno.EIO, errno.EBUSY, errno.EACCES, errno.EPERM, errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV)
+REMEDIES = {**_SPACE, **dict.fromkeys(_OTHER, "see to it that it can be used, or name another folder")}
+"""What to do where the disk refuses to read, write or rename, by the number of the error."""
+
 
 @contextmanager
 def new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
     """Give an empty folder to write in, which becomes `out` at the end; after an error nothing of it is left.
 
     What a process that was killed left behind goes the next time. Raises InputError where `out` is in use or the disk
-    has no room for so many bytes, BigtrainError where the disk takes no more.
+    has no room for so many bytes, BigtrainError where the disk takes no more or refuses.
     """
     out = Path(os.path.realpath(out.expanduser()))
     check_unused(out)
@@ -44,9 +49,10 @@ def new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
             yield aside
             _publish(aside, out)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            if error.errno not in REMEDIES:
                 raise
-            raise BigtrainError(f"{out}: {error.strerror}; free some space there, or name another folder") from error
+            place = error.filename2 or error.filename or out
+            raise BigtrainError(f"{place}: {error.strerror}; {REMEDIES[error.errno]}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

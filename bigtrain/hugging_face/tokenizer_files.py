@@ -1,16 +1,30 @@
-"""What transformers wants beside tokenizer.json, and the ids of special tokens that go into config.json."""
+"""What transformers wants beside tokenizer.json, what came in beside it, and the special ids of config.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from bigtrain.checkpoint import manifest
+from bigtrain.checkpoint.state import TOKENIZER
 from bigtrain.config.model import ModelConfig
-from bigtrain.data.vocabulary import SpecialTokens
+from bigtrain.data.vocabulary import LARGEST_TOKENIZER_BYTES, SpecialTokens
+from bigtrain.errors import Fault, InputError
+from bigtrain.models.hf_config import token_ids
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
+
+KEPT = (
+    TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", GENERATION_CONFIG, "chat_template.jinja",
+    "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
+"""Files of a Hugging Face folder that nothing here reads; an import keeps them for the export."""
+
+TOKENIZER_AS_IT_CAME = "source-tokenizer.json"
+"""Where an imported folder keeps the tokenizer.json of its source: its own is without truncation and padding."""
 
 ROLES = {
     "bert": {"cls_token": "bos", "sep_token": "eos", "mask_token": "mask", "pad_token": "pad", "unk_token": "unk"},
@@ -39,14 +53,16 @@ def tokenizer_config(config: ModelConfig, tokenizer: Tokenizer, marks: SpecialTo
 def special_ids(config: ModelConfig, marks: SpecialTokens | None, source: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ids of special tokens for config.json, null where there is none.
 
-    They are the tokenizer's; without one, those of the config.json that the model came with, as far as the vocabulary
-    has them.
+    They are those of the config.json that the model came with, a number or a list, as far as the vocabulary has them;
+    what is absent there is found in the tokenizer.
     """
-    ids: dict[str, Any] = {f"{name}_token_id": None for name in ID_ROLES["causal"]}
-    for name in ID_ROLES[_kind(config)]:
+    ids: dict[str, Any] = {}
+    for name in ID_ROLES["causal"]:
         key = f"{name}_token_id"
-        ids[key] = source.get(key) if marks is None else getattr(marks, name)
-    return {key: number if _is_token(number, config) else None for key, number in ids.items()}
+        found = getattr(marks, name) if marks is not None and name in ID_ROLES[_kind(config)] else None
+        named = source[key] if token_ids(source.get(key), config.vocab_size) else found
+        ids[key] = named if token_ids(named, config.vocab_size) else None
+    return ids
 
 
 def generation_config(ids: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,8 +70,29 @@ def generation_config(ids: Mapping[str, Any]) -> dict[str, Any]:
     return {"_from_model_config": True, **{key: number for key, number in ids.items() if number is not None}}
 
 
-def _is_token(number: object, config: ModelConfig) -> bool:
-    return type(number) is int and 0 <= number < config.vocab_size
+def read_kept(source: Path) -> dict[str, bytes]:
+    """Return what a Hugging Face folder has beside its weights, by the name that an imported folder gives it.
+
+    Raises InputError for a file that is too large to be one of these.
+    """
+    places = {**{name: name for name in KEPT}, TOKENIZER: TOKENIZER_AS_IT_CAME}
+    return {kept: _bounded(source / name) for name, kept in places.items() if (source / name).is_file()}
+
+
+def kept_files(checkpoint: Path) -> dict[str, bytes]:
+    """Return what an imported folder keeps, by the names that it came with; {} of a run's checkpoint."""
+    places = {**{name: name for name in KEPT}, TOKENIZER_AS_IT_CAME: TOKENIZER}
+    held = manifest.read(checkpoint)["files"]
+    return {name: _bounded(checkpoint / kept) for kept, name in places.items() if kept in held}
+
+
+def _bounded(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(LARGEST_TOKENIZER_BYTES + 1)
+    if len(content) > LARGEST_TOKENIZER_BYTES:
+        text = f"larger than {LARGEST_TOKENIZER_BYTES // 2**20} MiB; put the model's own there, or remove it"
+        raise InputError(Fault(str(path), "", text))
+    return content
 
 
 def _kind(config: ModelConfig) -> str:

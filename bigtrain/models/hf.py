@@ -120,8 +120,8 @@ def modern_names(config: ModelConfig, tensors: Mapping[str, Held]) -> dict[str, 
 def drop_copies(config: ModelConfig, theirs: dict[str, Held], equal: Callable[[Held, Held], bool]) -> None:
     """Leave one of each pair of tensors that stand for the same weight; `equal` tells whether two are the same.
 
-    Raises CheckpointError where they are not. Untied, transformers reads the bias of BERT's decoder and leaves the
-    other unused.
+    One that stands alone takes the name of the weight. Raises CheckpointError where they are not. Untied, transformers
+    reads the bias of BERT's decoder and leaves the other unused.
     """
     if config.family == "bert" and not config.tie_word_embeddings and BERT_DECODER_BIAS in theirs:
         theirs[BERT_BIAS] = theirs.pop(BERT_DECODER_BIAS)
@@ -133,7 +133,10 @@ def drop_copies(config: ModelConfig, theirs: dict[str, Held], equal: Callable[[H
 def _drop_equal(theirs: dict[str, Held], copy: str, original: str, equal: Callable[[Held, Held], bool]) -> None:
     if copy not in theirs:
         return
-    if original not in theirs or not equal(theirs[copy], theirs[original]):
+    if original not in theirs:
+        theirs[original] = theirs.pop(copy)
+        return
+    if not equal(theirs[copy], theirs[original]):
         text = f"differs from {original}, to which config.json ties it; set tie_word_embeddings to false there"
         raise CheckpointError(Fault("", copy, text))
     del theirs[copy]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from bigtrain import strict_json
 from bigtrain.config.model import NORM_EPS, ModelConfig
 from bigtrain.config.schema import Family
-from bigtrain.errors import Fault, InputError, did_you_mean
+from bigtrain.errors import CheckpointError, Fault, InputError, did_you_mean
 from bigtrain.models.shape import SEGMENTS
+
+CONFIG = "config.json"
+"""The file's name in a Hugging Face folder, and in one that was imported from it."""
 
 FAMILIES: dict[str, Family] = {
     "BertForMaskedLM": "bert",
@@ -116,6 +121,29 @@ def config_from_json(config_json: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
+def kept_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json that an imported folder came with; {} of a run's checkpoint, which has none.
+
+    Raises CheckpointError for one that holds no JSON object.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        found = strict_json.read(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}; import the folder again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: damaged: not a JSON object; import the folder again")
+    return found
+
+
+def token_ids(named: object, vocab_size: int) -> list[int]:
+    """Return the ids that a config.json names for one role, a number or a list; none unless the vocabulary has all."""
+    found = named if isinstance(named, list) else [named]
+    return found if all(type(number) is int and 0 <= number < vocab_size for number in found) else []
+
+
 _SHAPE = (*SIZES, "num_key_value_heads", "norm_eps", "initializer_range", "tie_word_embeddings")
 
 
@@ -124,7 +152,7 @@ def _key(family: Family, name: str) -> str:
 
 
 def _fault(key: str, text: str) -> Fault:
-    return Fault("config.json", key, text)
+    return Fault(CONFIG, key, text)
 
 
 def _architecture(config_json: Mapping[str, Any]) -> str:

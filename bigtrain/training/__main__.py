@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from traceback import print_exception
 from types import TracebackType
+from typing import NoReturn
 
 from bigtrain import heartbeat, terminal
 from bigtrain.spawner import CRASHED, die_with_parent
@@ -64,11 +65,25 @@ def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType
     """Show an error that is none of ours and end at once: what it left behind may wait for other ranks."""
     # To the real one: torch's own hook calls this one with another, from which it would add the rank to each line.
     print_exception(kind, error, trace, file=sys.__stderr__)
+    _end_at_once(CRASHED)
+
+
+def _end(code: int) -> NoReturn:
+    """End this process, at once where a tracker was left behind: everything of the run is done."""
+    from bigtrain.training.tracking import are_left_behind
+
+    if are_left_behind():
+        _end_at_once(code)
+    sys.exit(code)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """End without what libraries do at the end of an interpreter, which may wait for others."""
     for output in (sys.stdout, sys.__stderr__):
         if output is not None:
             output.flush()
-    os._exit(CRASHED)
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

@@ -17,9 +17,11 @@ from bigtrain.checkpoint.resume import stored_recipe
 from bigtrain.checkpoint.state import TOKENIZER, load_weights
 from bigtrain.checkpoint.store import find_checkpoint
 from bigtrain.data.tokenizer import open_tokenizer, special_tokens
+from bigtrain.data.vocabulary import SPECIAL_NAMES
 from bigtrain.errors import DataError
 from bigtrain.generation.choice import Choice
 from bigtrain.generation.continuation import continue_rows
+from bigtrain.models.hf_config import kept_config, token_ids
 from bigtrain.planner.hardware import cpu
 from bigtrain.planner.mechanisms import without_mechanisms
 from bigtrain.planner.plan import Plan, plan
@@ -46,6 +48,18 @@ class TrainedModel:
         tokenizer.encode_special_tokens = False
         return tokenizer
 
+    @cached_property
+    def source(self) -> dict[str, Any]:
+        """Return the config.json that an imported folder came with, {} of a run."""
+        return kept_config(self.folder)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Return the tokens that end a text: those that an imported config.json names, else the tokenizer's."""
+        named = token_ids(self.source.get("eos_token_id"), self.plan.model.vocab_size)
+        end = special_tokens(self.tokenizer).eos
+        return frozenset(named or ([] if end is None else [end]))
+
 
 def load_trained(path: Path) -> TrainedModel:
     """Return the model of a run, a checkpoint or an imported folder, on the CPU. Raises CheckpointError for others."""
@@ -60,17 +74,21 @@ def load_trained(path: Path) -> TrainedModel:
 def fill_masks(trained: TrainedModel, prompt: str, *, choices: int = 5) -> list[list[tuple[str, float]]]:
     """Return, for each [MASK] of a text, the likeliest tokens with their probabilities.
 
-    Raises DataError if the text has no mask or is longer than the model reads.
+    Raises DataError if the text or the tokenizer has no mask, or the text is longer than the model reads.
     """
     tokenizer = trained.tokenizer
-    ids = _ids(trained, prompt, special=True)
+    ids = _ids(trained, prompt)
     mask = special_tokens(tokenizer).mask
-    assert mask is not None  # the run was one of masked tokens
+    if mask is None:
+        known = ", ".join(SPECIAL_NAMES["mask"])
+        raise DataError(f"{trained.folder / TOKENIZER}: has none of the masks {known}; name a model that has one")
     masked = torch.eq(ids, mask).nonzero().squeeze(1)
     if not len(masked):
-        raise DataError(f"--prompt: {prompt!r} has no [MASK]; put one where a word is to be guessed")
+        raise DataError(
+            f"--prompt: {prompt!r} has no {tokenizer.id_to_token(mask)}; put one where a word is to be guessed"
+        )
     logits = trained.model.logits(*_flat(ids), at=masked)
-    best = logits.float().softmax(-1).topk(choices)
+    best = logits.float().softmax(-1).topk(min(choices, trained.plan.model.vocab_size))
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [
         [(str(tokenizer.id_to_token(i)), p) for i, p in zip(indices, values, strict=True)] for indices, values in rows
@@ -98,10 +116,9 @@ def continue_texts(
     They are continued side by side, and none knows of the others. Raises DataError for a text that is empty or longer
     than the model reads.
     """
-    rows = [_ids(trained, prompt, special=False).tolist() for prompt in prompts]
+    rows = [_ids(trained, prompt).tolist() for prompt in prompts]
     begun = time.monotonic()
-    end = special_tokens(trained.tokenizer).eos
-    found = continue_rows(trained.model, rows, tokens=tokens, choice=choice, end=end)
+    found = continue_rows(trained.model, rows, tokens=tokens, choice=choice, ends=trained.ends)
     seconds = time.monotonic() - begun
     added = sum(map(len, found.rows)) - sum(map(len, rows))
     return Continuation([trained.tokenizer.decode(row) for row in found.rows], added, seconds, found.kept)
@@ -115,11 +132,20 @@ def continue_text(
     return continue_texts(trained, [prompt], tokens=tokens, choice=choice).texts[0]
 
 
-def _ids(trained: TrainedModel, prompt: str, *, special: bool) -> Tensor:
-    ids = trained.tokenizer.encode(prompt, add_special_tokens=False).ids
-    if special:
+def _ids(trained: TrainedModel, prompt: str) -> Tensor:
+    """Return a text's tokens as the model was trained to read them.
+
+    BERT's stand between two marks. A decoder of ours was given no mark at the start; one that was imported gets those
+    that its tokenizer adds there. None gets any at the end, where the text is to go on.
+    """
+    if not trained.plan.model.causal:
         marks = special_tokens(trained.tokenizer)
-        ids = [token for token in (marks.bos, *ids, marks.eos) if token is not None]
+        inner = trained.tokenizer.encode(prompt, add_special_tokens=False).ids
+        ids = [token for token in (marks.bos, *inner, marks.eos) if token is not None]
+    else:
+        found = trained.tokenizer.encode(prompt, add_special_tokens=bool(trained.source))
+        added = found.special_tokens_mask
+        ids = found.ids[: next((place for place in range(len(added), 0, -1) if not added[place - 1]), 0)]
     longest = trained.plan.model.max_position_embeddings
     if not ids or len(ids) > longest:
         raise DataError(f"--prompt: {len(ids)} tokens; give 1 to {longest}")

@@ -7,12 +7,12 @@ holds up nothing, and a tracker cannot replace what signals do, which only a mai
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Full, Queue
-from threading import Thread
 from typing import Any
 
 from bigtrain.config.trackers import TENSORBOARD
@@ -26,6 +26,9 @@ CLOSE_SECONDS = 60.0
 """So long the end of a run waits for trackers, all together."""
 
 BEAT_SECONDS = 0.25
+
+THREAD = "tracker "
+"""How the names of trackers' threads begin."""
 
 Row = Mapping[str, Any]
 
@@ -59,7 +62,7 @@ class Feed:
         self._name, self._start = name, start
         self._rows: Queue[Row | None] = Queue(MOST_WAITING)
         self._warned = False
-        self._thread = Thread(target=self._serve, name=f"tracker {name}", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=f"{THREAD}{name}", daemon=True)
         self._thread.start()
 
     def put(self, row: Row) -> None:
@@ -82,7 +85,8 @@ class Feed:
             beat()
             self._thread.join(BEAT_SECONDS)
         if self._thread.is_alive():
-            self._warn(f"did not end in time; {self._rows.qsize()} rows may be lost to it")
+            waiting = sum(row is not None for row in list(self._rows.queue))
+            self._warn(f"did not end in time; {waiting} rows may be lost to it")
 
     def _serve(self) -> None:
         tracker = None
@@ -111,6 +115,11 @@ class Feed:
         if not self._warned:
             print(f"warning: {self._name}: {text}", file=sys.stderr, flush=True)
         self._warned = True
+
+
+def are_left_behind() -> bool:
+    """Tell whether a tracker has not ended: its library may wait for its server when the interpreter ends."""
+    return any(thread.name.startswith(THREAD) for thread in threading.enumerate())
 
 
 def numbers(row: Row) -> dict[str, float]:

@@ -128,9 +128,11 @@ def _batch(source: Source, draft: Draft, world_size: int | None) -> None:
 
 def translate_precision(source: Source, draft: Draft) -> None:
     """Write down the precision that is enabled, if one is."""
-    for name in ("bf16", "bfloat16", "fp16"):
-        if source.flag(f"{name}.enabled"):
-            draft.put("amp.precision", PRECISIONS[name], f"{name}.enabled")
+    enabled = [name for name in ("bf16", "bfloat16", "fp16") if source.flag(f"{name}.enabled")]
+    if len({PRECISIONS[name] for name in enabled}) > 1:
+        source.faults.append(Fault(source.where, "fp16.enabled", f"is true beside {enabled[0]}.enabled; keep one"))
+    for name in enabled:
+        draft.put("amp.precision", PRECISIONS[name], f"{name}.enabled")
     if source.flag("torch_autocast.enabled"):
         dtype = (source.text("torch_autocast.dtype") or "bfloat16").removeprefix("torch.")
         draft.put("amp.precision", PRECISIONS.get(dtype, "bf16"), "torch_autocast.dtype")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bigtrain import strict_json
-from bigtrain.config.keys import quoted
+from bigtrain.config.keys import LONGEST_SHOWN, quoted
 from bigtrain.errors import Fault, InputError
 
 AUTO = "auto"
 """What DeepSpeed's files say where the Trainer fills a value in."""
+
+LARGEST = sys.float_info.max
+"""Of numbers; a whole one of JSON may be larger."""
 
 LARGEST_FILE = 2**20
 """Bytes; such files have some thousand."""
@@ -79,7 +82,7 @@ class Source:
                 value = float(value)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
             self._wrong(key, value, "a number")
             return None
         return value
@@ -110,8 +113,22 @@ class Source:
         self._wrong(key, value, "a text")
         return None
 
+    def texts(self, key: str) -> list[str] | None:
+        """Return the texts of a list, of a text the one, or None."""
+        value = self.get(key)
+        if value is None or isinstance(value, str):
+            return None if value is None else [value]
+        if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+            return value
+        self._wrong(key, value, "a text or a list of texts")
+        return None
+
     def _wrong(self, key: str, value: object, wanted: str) -> None:
-        self.faults.append(Fault(self.where, key, f"{quoted(value)} is not {wanted}; write {wanted}"))
+        """Note a fault, once, however often the key is read."""
+        shown = quoted(value)[:LONGEST_SHOWN]
+        fault = Fault(self.where, key, f"{shown} is not {wanted}; write {wanted}")
+        if fault not in self.faults:
+            self.faults.append(fault)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

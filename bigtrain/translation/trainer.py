@@ -43,11 +43,14 @@ SCHEDULES = {
 }
 SCHEDULE_CHANGES = {
     "cosine": "cosine here ends at a tenth of the peak, theirs at 0",
-    "cosine_with_min_lr": "cosine here ends at a tenth of the peak, whatever lr_scheduler_kwargs say",
-    "cosine_warmup_with_min_lr": "cosine here ends at a tenth of the peak, whatever lr_scheduler_kwargs say",
-    "warmup_stable_decay": "wsd falls linearly over the last fifth, whatever lr_scheduler_kwargs say",
+    "cosine_with_min_lr": "cosine here ends at a tenth of the peak",
+    "cosine_warmup_with_min_lr": "cosine here ends at a tenth of the peak",
+    "warmup_stable_decay": "wsd falls linearly over the last fifth",
     "polynomial": "linear is a polynomial of power 1; here it ends at 0",
 }
+
+FLOOR_KEY, FLOOR = "lr_scheduler_kwargs.min_lr_rate", 0.1
+"""What the rate ends at, of the peak, and what it ends at here."""
 
 SHARDED = {
     "full_shard": 3,
@@ -158,9 +161,11 @@ def _optimizer(source: Source, draft: Draft) -> None:
 
 def _schedule(source: Source, draft: Draft) -> None:
     kind = source.text("lr_scheduler_type") or "linear"
-    source.read |= {key for key in source.values if key.startswith("lr_scheduler_kwargs")}
     draft.put("optimizer.schedule", SCHEDULES.get(kind, "linear"), f"lr_scheduler_type {kind}")
-    if kind in SCHEDULE_CHANGES:
+    is_same = "min_lr" in kind and source.values.get(FLOOR_KEY) == FLOOR
+    if is_same:
+        source.read.add(FLOOR_KEY)
+    elif kind in SCHEDULE_CHANGES:
         draft.change("lr_scheduler_type", SCHEDULE_CHANGES[kind])
     if kind not in SCHEDULES:
         draft.lack("lr_scheduler_type", f"{kind}; linear stands in its place")
@@ -226,10 +231,8 @@ def _interval(source: Source, draft: Draft, strategy: str, steps: str, default: 
 
 
 def _trackers(source: Source, draft: Draft) -> None:
-    told = source.get("report_to")
-    names = [told] if isinstance(told, str) else told if isinstance(told, list) else []
     known = choices("logging.trackers")
-    found = [TRACKERS.get(name, name) for name in names if name != "none"]
+    found = [TRACKERS.get(name, name) for name in source.texts("report_to") or [] if name != "none"]
     for name in found:
         if name not in known:
             draft.lack("report_to", f"{name}; trackers are {', '.join(map(str, known))}")
@@ -237,8 +240,10 @@ def _trackers(source: Source, draft: Draft) -> None:
 
 
 def _fsdp(source: Source, draft: Draft) -> None:
-    told = source.get("fsdp")
-    words = told if isinstance(told, list) else str(told or "").lower().replace(",", " ").split()
+    if isinstance(told := source.get("fsdp"), bool):
+        words = ["true"] if told else []
+    else:
+        words = ",".join(source.texts("fsdp") or []).lower().replace(",", " ").split()
     stages = [SHARDED[word] for word in words if word in SHARDED]
     settings = [key for key in source.values if key.startswith("fsdp_config.")]
     if not stages:  # its settings say nothing then

@@ -93,6 +93,14 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, entry: object) ->
         dict(tensors.read_tensors(tmp_path / "x"))
 
 
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "U32"])
+def test_a_type_that_is_not_used_here_is_named(tmp_path: Path, dtype: str) -> None:
+    header = json.dumps({"t": {"dtype": dtype, "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match=rf"/x: t is of type {dtype}; convert it to F32, BF16 or F16$"):
+        tensors.read_header(tmp_path / "x")
+
+
 def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes((2**60).to_bytes(8, "little") + b"{}")
     with pytest.raises(CheckpointError, match="a header of"):

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import jsonschema
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from bigtrain.config.dump import to_yaml
 from bigtrain.config.keys import expects, nullable, show
 from bigtrain.config.load import read_recipe
-from bigtrain.config.mixture import MixtureSource
+from bigtrain.config.mixture import Mixture, MixtureSource
 from bigtrain.config.reference import json_schema
 from bigtrain.config.yaml_reader import read_yaml
 from bigtrain.errors import RecipeError
@@ -70,10 +71,13 @@ def test_in_words():
         ("[{source: a, weight: 1, x: 1}]", "source 1: 'x' is no key of a source; there are source, weight, subset, "),
         ("[{source: a, weight: -1}]", "source 1: weight -1 is not a number of 0 or more"),
         ("[{source: a, weight: .inf}]", "source 1: weight inf is not a number of 0 or more"),
+        ("[{source: a, weight: .nan}]", "source 1: weight nan is not a number of 0 or more"),
+        (f"[{{source: a, weight: 1{'0' * 400}}}]", "source 1: weight inf is not a number"),
         ("[{source: a, weight: true}]", "source 1: weight True is not a number of 0 or more"),
         ("[{source: a, weight: half}]", "source 1: weight 'half' is not a number of 0 or more"),
         ("[{source: a, weight: 0}, {source: b, weight: 0}]", "the weights sum to 0; give at least one source a weight"),
         ("[{source: a, weight: 1e308}, {source: b, weight: 1e308}]", "the weights sum to inf; give at least one"),
+        (f"[{{source: a, weight: 1{'0' * 308}}}, {{source: b, weight: 1{'0' * 308}}}]", "the weights sum to inf; give"),
         ("[{source: [], weight: 1}]", "source 1: source [] is not text; write it in quotes"),
         ("[{source: a, weight: 1, split: 3}]", "source 1: split 3 is not text; write it in quotes"),
         ("[{source: a, weight: 1, streaming: 2}]", "source 1: streaming 2 is not true or false"),
@@ -82,6 +86,11 @@ def test_in_words():
 def test_wrong_mixtures(mixture, text):
     assert fault(mixture).startswith(f"command line: data.mixture: {text}")
     assert "\n" not in fault(mixture)
+
+
+def test_a_weight_that_no_float_holds():
+    with pytest.raises(ValidationError, match="source 1: weight 1000+ is not a number of 0 or more"):
+        TypeAdapter(Mixture).validate_python([{"source": "a", "weight": 10**400}])
 
 
 def test_an_override_of_the_source_takes_the_place_of_the_mixture():

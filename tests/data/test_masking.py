@@ -150,12 +150,14 @@ def test_words_are_chosen_whole(count: int, width: int, probability: float, cont
     assert np.array_equal(np.where(chosen, masked.labels, masked.input_ids), ids)
     for row, words in enumerate(words_of(ids, maskable, continues)):
         picked = [word for word in words if chosen[row, word].any()]
-        assert all(chosen[row, word].all() for word in picked)
         wanted, total = max(1, round(probability * int((ids[row] != 0).sum()))), int(chosen[row].sum())
         left = [len(word) for word in words if word not in picked]
-        if total > wanted:  # every word is too long, and one of the shortest is chosen
-            assert len(picked) == 1 and total == min(map(len, words))
+        assert total <= wanted
+        if min(map(len, words)) > wanted:  # so the beginning of one of the shortest is chosen
+            assert len(picked) == 1 and chosen[row, picked[0][:wanted]].all() and total == wanted
+            assert len(picked[0]) == min(map(len, words))
         else:
+            assert all(chosen[row, word].all() for word in picked)
             assert all(size > wanted - total for size in left)  # nothing more fits
     alone = mask_rows(ids[-1:], ids[-1:] != 0, maskable[-1:], keys[-1:], probability, MASK, ORDINARY, continues[-1:])
     assert np.array_equal(alone.input_ids[0], masked.input_ids[-1])
@@ -169,3 +171,10 @@ def test_each_word_is_chosen_as_often_as_its_share() -> None:
     assert (chosen.sum(axis=1) == 10).all()  # filled up by words of one token
     assert np.abs(chosen.reshape(4000, 10, 4).mean(axis=(0, 1)) - 0.25).max() < 0.02
     assert np.array_equal(chosen[:, ::4], chosen[:, 1::4])
+
+
+def test_text_without_spaces_is_not_masked_as_a_whole() -> None:
+    ids = np.full((1, 40), 7)
+    continues = np.ones((1, 40), np.bool_)
+    masked = mask_rows(ids, ids > 0, ids > 0, key_of(1, 0, np.arange(1)), 0.15, MASK, ORDINARY, continues)
+    assert (masked.labels != IGNORED_LABEL).sum() == 6

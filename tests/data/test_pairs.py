@@ -185,3 +185,33 @@ def test_a_recipe_whose_data_make_no_pairs(make_recipe: Callable[..., Recipe], t
     evaluated = recipe.model_copy(update={"train": recipe.train.model_copy(update={"eval_every": 5})})
     with pytest.raises(DataError, match="the validation split has 1 document; raise data.validation_fraction"):
         open_corpus(evaluated)
+
+
+def test_both_texts_of_a_mixtures_pair_are_of_one_source(
+    make_recipe: Callable[..., Recipe], story: Callable[..., list[str]], text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "small.txt").write_text("\n\n".join(text.upper() for text in story(60, 2)))
+    (tmp_path / "one.txt").write_text("the red fox runs under the old house again.\n\nand again and again and again.")
+
+    def mixture(*files: Path) -> Recipe:
+        entries = [{"source": str(file), "weight": 1} for file in files]
+        return make_recipe(source="embedded", mixture=entries, objective="mlm_nsp")
+
+    corpus = prepare(mixture(text_file, tmp_path / "small.txt"), show_progress=False)
+    first = corpus.sources[0].corpus.counts("train")
+    offsets = np.concatenate([shard.offsets[:-1] for shard in corpus.shards("train")]).astype(np.int64)
+    assert offsets[first.documents] == first.tokens
+    for document in (0, first.documents - 1, first.documents, len(offsets) - 1):
+        starts = np.full(4000, offsets[document] + 1)
+        drawn = Pairs(corpus, "train").draw(starts, np.full(4000, 2), keys_of(4000))
+        begins = drawn.starts_b[drawn.labels == RANDOM]
+        others = set((np.searchsorted(offsets, begins, side="right") - 1).tolist())
+        own = range(first.documents) if document < first.documents else range(first.documents, len(offsets))
+        assert others < set(own) and document not in others
+        assert len(others) > 0.9 * (len(own) - 1)
+    with pytest.raises(DataError) as raised:
+        Pairs(prepare(mixture(text_file, tmp_path / "one.txt"), show_progress=False), "train")
+    assert str(raised.value) == (
+        "train.objective: 'mlm_nsp' pairs texts of different documents of a source, and the train split of source 2, "
+        f"{tmp_path / 'one.txt'}, has 1 document; give more, or use 'mlm'"
+    )

@@ -36,7 +36,33 @@ def test_wordpiece_marks_what_continues(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["pre_tokenizer", "decoder"])
 def test_others_mark_what_begins(tmp_path: Path, kind: str, part: str) -> None:
     nested = {"type": "Sequence", "pretokenizers": [{"type": "Split"}, {"type": kind}]}
-    assert continuing(write(tmp_path, {"type": "BPE"}, **{part: nested})) == ["walk", "ing", "7", "é"]
+    last = [] if kind == "ByteLevel" else ["é"]  # a byte there, with which Chinese characters begin
+    assert continuing(write(tmp_path, {"type": "BPE"}, **{part: nested})) == ["walk", "ing", "7", *last]
+
+
+UNSPACED = ["中", "国人", "の", "カ", "ไ", "𠀀"]
+SPACED = ["é", "ж", "한", "ü1", "\u0e35", "\u3099"]
+"""The last two are marks upon the letter before them."""
+
+
+def test_scripts_without_spaces_begin_words(tmp_path: Path) -> None:
+    """A token of byte-level BPE may end within a character."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    def as_bytes(text: str) -> str:
+        return ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
+
+    def found(tokens: list[str], kind: str) -> list[str]:
+        path = write(tmp_path, {"type": "BPE", "vocab": dict(zip(tokens, range(len(tokens)), strict=True))},
+                     decoder={"type": kind}, added_tokens=[])  # fmt: skip
+        return [token for token, told in zip(tokens, continuing_tokens(path, len(tokens)), strict=True) if told]
+
+    assert found(UNSPACED + SPACED, "Metaspace") == SPACED
+    spaced = list(map(as_bytes, SPACED))
+    assert found([*map(as_bytes, UNSPACED), *spaced], "ByteLevel") == spaced
+    chinese, thai = as_bytes("中"), as_bytes("ไ")
+    parts = [chinese[:1], chinese[:2], chinese[1:], thai[:1], thai[:2], as_bytes("ж")[:1]]
+    assert found(parts, "ByteLevel") == [parts[2], parts[3], parts[5]]
 
 
 def test_unigram_has_a_list(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -123,6 +124,22 @@ def test_a_place_that_is_taken_and_a_run_that_is_none_are_refused(run: Path, tmp
     with pytest.raises(CheckpointError, match="start one from it with train.init_from, and extend that"):
         extend(tmp_path / "weights", new)
     assert files_of(tmp_path / "taken") == {"file": b"mine"}
+
+
+def test_a_name_that_cannot_be_taken_is_told_in_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if Path(target).name == "busy":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self), None, str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(InputError, match=r"^command line: --output: \S*/busy: Device or resource busy; .*folder$"):
+        extend(run, str(larger(run, tmp_path / "new.json")), tmp_path / "busy")
+    assert not [*tmp_path.glob("*busy*")]
 
 
 def test_a_run_under_way_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

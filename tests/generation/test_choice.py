@@ -15,6 +15,11 @@ def test_temperature_zero_takes_the_likeliest_and_of_two_the_first():
     assert choose(LOGITS, Choice(temperature=0), Choice().generator()) == [1, 0]
 
 
+def test_the_coldest_temperature_takes_the_likeliest():
+    for temperature in (1e-40, 5e-324):
+        assert choose(LOGITS[:1] * 1e4, Choice(temperature, top_p=0.9), Choice(seed=2**64 - 1).generator()) == [1]
+
+
 def test_top_k_leaves_the_likeliest_of_each_row():
     kept = likely(LOGITS, 2, None) > 0
     assert kept.tolist() == [[False, True, False, True], [True, False, True, False]]
@@ -51,6 +56,8 @@ def test_torch_s_own_random_numbers_are_left_alone():
         ({"temperature": -1.0}, "--temperature: -1.0"),
         ({"temperature": float("nan")}, "--temperature: nan"),
         ({"top_k": 0}, "--top-k: 0 leaves no token"),
+        ({"seed": 2**64}, "--seed: 18446744073709551616 is no whole number"),
+        ({"seed": -1}, "--seed: -1 is"),
         ({"top_p": 0.0}, "--top-p: 0.0"),
         ({"top_p": 1.5}, "--top-p: 1.5"),
     ],

@@ -63,7 +63,7 @@ def test_a_row_ends_where_its_document_does(decoder):
     rows = [[5, 6], [7]]
     free = continue_rows(model, rows, tokens=12, choice=GREEDY).rows
     end = free[0][5]
-    stopped = continue_rows(model, rows, tokens=12, choice=GREEDY, end=end).rows
+    stopped = continue_rows(model, rows, tokens=12, choice=GREEDY, ends={end}).rows
     for row, whole, found in zip(rows, free, stopped, strict=True):
         after = whole[len(row) :]
         assert found == row + (after[: after.index(end)] if end in after else after)

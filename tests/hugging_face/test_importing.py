@@ -84,6 +84,28 @@ def gpt_tokenizer(folder: Path, size: int = 300) -> None:
     (folder / "tokenizer.json").write_text(train_tokenizer(texts, "gpt", size, False).to_str())
 
 
+def test_the_files_beside_the_weights_come_out_as_they_came(saved: Saved, tmp_path: Path) -> None:
+    folder, _ = saved("gpt", vocab_size=310, bos_token_id=305, eos_token_id=[306, 2])
+    gpt_tokenizer(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    texts = {"tokenizer_config.json": '{"eos_token": "x"}', "vocab.json": "{}", "merges.txt": "a b\r\n"}
+    texts |= {"special_tokens_map.json": "[1]", "chat_template.jinja": "{{ x }}", "generation_config.json": '{"k": 1}'}
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode())
+    import_folder(folder, tmp_path / "in")
+    assert json.loads((tmp_path / "in" / "tokenizer.json").read_text())["truncation"] is None
+    out = export_folder(tmp_path / "in", tmp_path / "out").folder
+    for name in (*texts, "tokenizer.json"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes(), name
+    config = json.loads((out / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (305, [306, 2], None)
+    (tmp_path / "in" / "merges.txt").write_text("other")
+    with pytest.raises(CheckpointError, match=r"merges\.txt: damaged"):
+        export_folder(tmp_path / "in", tmp_path / "again")
+
+
 def test_a_run_starts_from_it_and_goes_on_without_it(
     saved: Saved, tmp_path: Path, tiny_recipes: dict[str, Path]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -38,6 +39,23 @@ def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
     assert names(tmp_path) == []
     with pytest.raises(BigtrainError, match="No space left on device; free some space"), new_folder(tmp_path / "o", 1):
         raise OSError(28, os.strerror(28))
+
+
+@pytest.mark.parametrize("name", ("EBUSY", "EACCES", "EPERM", "ENOTEMPTY", "EXDEV"))
+def test_a_name_that_cannot_be_taken_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number = getattr(errno, name)
+
+    def refused(self: Path, target: Path) -> Path:
+        raise OSError(number, os.strerror(number), str(self), None, str(target))
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(BigtrainError) as caught, new_folder(tmp_path / "out", 1):
+        pass
+    expected = f"{tmp_path / 'out'}: {os.strerror(number)}; see to it that it can be used, or name another folder"
+    assert str(caught.value) == expected
+    assert names(tmp_path) == []
 
 
 def test_what_a_killed_process_left_goes_the_next_time_and_what_another_writes_stays(tmp_path: Path) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import bigtrain
+from bigtrain.config.model import ModelConfig
 from bigtrain.errors import CheckpointError, DataError
+from bigtrain.hugging_face.importing import import_folder
+from bigtrain.models import build_model
+from bigtrain.models.hf import to_hugging_face
+from bigtrain.training import generate
 from bigtrain.training.generate import TrainedModel, continue_text, fill_masks, load_trained
 
 
@@ -86,3 +95,46 @@ def test_a_model_of_a_lean_run_says_something(tiny_recipes: dict[str, Path], tmp
         assert len(continue_text(model, "red green", tokens=12)) > len("red green")
     else:
         assert len(fill_masks(model, "red [MASK] blue", choices=2)[0]) == 2
+
+
+def imported(folder: Path, family: Any, words: list[str], frame: str = "$A", **keys: Any) -> TrainedModel:
+    """Return an imported model that knows these words, which its tokenizer puts into a frame."""
+    config = ModelConfig(family, len(words), 32, 1, 2, 2, 64, 16)
+    config_json, tensors = to_hugging_face(config, build_model(config).state_dict())
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    marks = [(word, words.index(word)) for word in frame.split() if word != "$A"]
+    tokenizer.post_processor = processors.TemplateProcessing(single=frame, special_tokens=marks)
+    (folder / "theirs").mkdir(parents=True)
+    (folder / "theirs" / "tokenizer.json").write_text(tokenizer.to_str())
+    (folder / "theirs" / "config.json").write_text(json.dumps({**config_json, **keys}))
+    save_file(tensors, folder / "theirs" / "model.safetensors")
+    import_folder(folder / "theirs", folder / "in")
+    return load_trained(folder / "in")
+
+
+def test_an_imported_decoder_reads_and_ends_as_its_folder_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["<unk>", "begin", "</s>", "red", "green", "stop", "blue"]
+    asked: list[tuple[list[list[int]], set[int]]] = []
+    own = generate.continue_rows
+
+    def noted(model: Any, rows: list[list[int]], **options: Any) -> Any:
+        asked.append((rows, set(options["ends"])))
+        return own(model, rows, **options)
+
+    monkeypatch.setattr(generate, "continue_rows", noted)
+    for number, (eos, ends) in enumerate((([5, 6], {5, 6}), (5, {5}), (None, {2}), (99, {2}))):
+        model = imported(tmp_path / str(number), "llama", words, "begin $A </s>", eos_token_id=eos)
+        continue_text(model, "red green", tokens=3)
+        assert asked.pop() == ([[1, 3, 4]], ends)
+    with pytest.raises(DataError, match="0 tokens"):
+        continue_text(model, "", tokens=3)
+
+
+def test_a_bert_without_a_mask_is_refused_and_a_small_one_has_fewer_guesses(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"tokenizer\.json: has none of the masks \[MASK\], <mask>, <\|mask\|>; name"):
+        fill_masks(imported(tmp_path / "none", "bert", ["<unk>", "red", "blue"]), "red")
+    small = imported(tmp_path / "small", "bert", ["<unk>", "red", "<mask>"])
+    assert [len(guesses) for guesses in fill_masks(small, "red <mask>")] == [3]
+    with pytest.raises(DataError, match="has no <mask>; put one"):
+        fill_masks(small, "red")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -98,6 +100,32 @@ def test_nobody_waits_for_one_that_hangs(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: wandb: takes rows too slowly; those from step ")
     gate.set()
+
+
+LEFT = """
+import atexit, sys, threading, time
+from pathlib import Path
+import bigtrain.training.__main__ as process
+from bigtrain.training import tracking
+from bigtrain.training.dashboard import Story
+def opened(name, story):
+    atexit.register(time.sleep, 300)
+    started.set()
+    time.sleep(300)
+tracking.open_dashboard, tracking.CLOSE_SECONDS, started = opened, 0.05, threading.Event()
+assert not tracking.are_left_behind()
+told = tracking.Trackers(["wandb"], Story("p", "r", Path(), {}))
+assert started.wait(60)
+told.close()
+print("finished")
+process._end(75)
+"""
+
+
+def test_a_library_that_waits_at_the_end_of_the_process_holds_up_no_finished_run() -> None:
+    found = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, check=False, timeout=200)
+    assert (found.returncode, found.stdout) == (75, "finished\n")
+    assert found.stderr == "warning: wandb: did not end in time; 0 rows may be lost to it\n"
 
 
 def test_going_back_cuts_the_file_and_keeps_the_trackers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -60,3 +60,11 @@ def test_values_are_noted_as_read_and_wrong_ones_as_faults() -> None:
     assert [fault.key for fault in source.faults] == ["word", "half", "yes", "half", "word"]
     assert str(source.faults[0]) == "f: word: 'x' is not a number; write a number"
     assert source.read == {*values, "absent"}
+
+
+def test_a_number_too_large_is_a_fault_and_each_fault_is_told_once() -> None:
+    source = Source.of("f", {"whole": 10**400, "text": "1e999", "list": ["a", 1], "one": "a", "more": ["a", "b"]})
+    assert source.number("whole") is source.whole("whole") is source.number("text") is source.texts("list") is None
+    assert [fault.key for fault in source.faults] == ["whole", "text", "list"]
+    assert source.faults[0].text.endswith("000 is not a number; write a number") and len(source.faults[0].text) < 100
+    assert (source.texts("one"), source.texts("more"), source.texts("absent")) == (["a"], ["a", "b"], None)

@@ -194,6 +194,11 @@ def test_details(values: dict[str, Any], key: str, expected: object) -> None:
     [
         ({"bf16": True, "fp16": True}, "f: fp16: is true beside bf16; keep one"),
         ({"per_device_train_batch_size": 0}, "f: per_device_train_batch_size: 0 is below 1; write 1 or more"),
+        ({"report_to": [{}]}, "f: report_to: [{}] is not a text or a list of texts; write a text or a list of texts"),
+        ({"fsdp": [{}]}, "f: fsdp: [{}] is not a text or a list of texts"),
+        ({"fsdp": [1]}, "f: fsdp: [1] is not a text or a list of texts"),
+        ({"deepspeed": {"optimizer": {"type": 5}}}, "f: optimizer.type: 5 is not a text"),
+        ({"deepspeed": {"bf16": {"enabled": True}, "fp16": {"enabled": True}}}, "f: fp16.enabled: is true beside bf16"),
         ({"learning_rate": "quick"}, "f: learning_rate: 'quick' is not a number; write a number"),
         ({"learning_rate": -1}, "f: learning_rate: optimizer.learning_rate: -1"),
         ({"max_steps": 10, "warmup_steps": 20}, "warmup_steps: optimizer.warmup_steps: 20 steps of warm-up are longer"),
@@ -202,4 +207,21 @@ def test_details(values: dict[str, Any], key: str, expected: object) -> None:
 def test_what_is_wrong_is_told(values: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError) as raised:
         translate_trainer(values, "f")
-    assert told in str(raised.value)
+    assert told in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings", "missing", "changes"),
+    [
+        ("linear", {"a": 5}, ["lr_scheduler_kwargs.a"], 0),
+        ("linear", '{"a": 5}', ["lr_scheduler_kwargs"], 0),
+        ("linear", {}, [], 0),
+        ("polynomial", {"power": 2.0, "lr_end": 0.5}, ["lr_scheduler_kwargs.power, lr_scheduler_kwargs.lr_end"], 1),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.1}, [], 0),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.2}, ["lr_scheduler_kwargs.min_lr_rate"], 1),
+    ],
+)
+def test_settings_of_a_schedule(schedule: str, settings: object, missing: list[str], changes: int) -> None:
+    draft = translate_trainer({"lr_scheduler_type": schedule, "lr_scheduler_kwargs": settings}, "f")
+    assert [note.partition(": ")[0] for note in draft.missing] == missing
+    assert sum(note.startswith("lr_scheduler_type") for note in draft.changes) == changes

@@ -140,7 +140,7 @@ def kept_config(folder: Path) -> dict[str, Any]:
 
 def token_ids(named: object, vocab_size: int) -> list[int]:
     """Return the ids that a config.json names for one role, a number or a list; none unless the vocabulary has all."""
-    found = named if isinstance(named, list) else [named]
+    found: list[Any] = named if isinstance(named, list) else [named]
     return found if all(type(number) is int and 0 <= number < vocab_size for number in found) else []
 
 

@@ -40,11 +40,11 @@ def killing(cases: Sequence[tuple[str, int]], folder: Path) -> tuple[str, list[P
 
 
 def kill_from_outside(launched: Launched, rng: random.Random, kills: int, seconds: float) -> list[float]:
-    """Kill a worker at a random moment of so many attempts, once each has taken a step; return when."""
+    """Kill a worker at a random moment of so many attempts, once each has taken steps and saved; return when."""
     times = []
     for _ in range(kills):
         since = times[-1] if times else 0.0
-        launched.wait_for(lambda since=since: launched.steps_after(since))  # type: ignore[misc]
+        launched.wait_for(lambda since=since: len(launched.steps_after(since)) > 2)  # type: ignore[misc]
         time.sleep(rng.uniform(0, seconds))
         times.append(time.time())
         launched.signal_workers(signal.SIGKILL, rng.randrange(len(launched.workers)))

@@ -142,7 +142,7 @@ COMMANDS: dict[tuple[str, ...], str] = {
     ("plan", "quickstart_bert", "--device", "cpu", "train.device=cuda"): "use auto, or another --device",
     ("eval", "/etc"): "give a run folder, or a step-NNNNNNNN folder in one",
     ("generate", "/dev/null", "--prompt", "x"): "give a run folder, or a step-NNNNNNNN folder in one",
-    ("generate", "none"): "Missing option '--prompt'",
+    ("generate", "none"): "--prompt: give the text here",
     ("recipes", "show", "zzz"): "; there are bert_base, bert_large",
     ("nonsense",): "No such command 'nonsense'",
 }

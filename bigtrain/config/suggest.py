@@ -33,7 +33,7 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("batch_size", "train_batch_size", "total_batch_size"), "train.global_batch_size"),
     **dict.fromkeys(("max_steps", "total_steps", "num_steps", "max_iters", "train_steps", "iterations"), "train.steps"),
     **dict.fromkeys(("num_train_epochs", "num_epochs", "max_epochs"), "train.epochs"),
-    **dict.fromkeys(("max_tokens", "train_tokens", "num_tokens"), "train.tokens"),
+    **dict.fromkeys(("train_tokens", "num_tokens"), "train.tokens"),
     **dict.fromkeys(("eval_steps", "eval_interval", "evaluation_strategy", "eval_strategy"), "train.eval_every"),
     **dict.fromkeys(("mlm_probability", "mask_prob", "masked_lm_prob", "mlm_prob"), "train.masking_probability"),
     **dict.fromkeys(("hidden_dropout_prob", "resid_pdrop", "embd_pdrop", "hidden_dropout"), "train.dropout"),

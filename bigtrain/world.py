@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 from bigtrain import slurm
@@ -226,7 +226,8 @@ A rank that is early at its next meeting would find the store of the last one on
 which nobody listens any more.
 """
 
-_meetings = count()
+_meetings: Counter[tuple[tuple[str | None, ...], int]] = Counter()
+"""How often this process has met how many ranks at a place: what all of them count alike, whoever met elsewhere."""
 
 
 def _place_to_meet(world: World, timeout: timedelta) -> Any:
@@ -246,4 +247,7 @@ def _place_to_meet(world: World, timeout: timedelta) -> Any:
         )
     elif place not in _stores:
         _stores[place], _, _ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
-    return dist.PrefixStore(f"meeting-{next(_meetings)}", _stores[place])  # type: ignore[attr-defined]
+    meeting = (place, world.size)
+    _meetings[meeting] += 1
+    name = f"meeting-{world.size}-{_meetings[meeting]}"
+    return dist.PrefixStore(name, _stores[place])  # type: ignore[attr-defined]

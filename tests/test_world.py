@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from group import told_by_all
+from group import free_ports, told_by_all
 
 from bigtrain.errors import InputError
 from bigtrain.world import ALONE, LISTENER, NONE, World, current_world, joined, world_of
@@ -140,9 +140,7 @@ def test_a_host_sums_its_own_ranks(told: list[dict[str, Any]]) -> None:
 
 def test_a_rank_that_does_not_come_is_an_error(tmp_path: Path) -> None:
     code = 'from bigtrain.world import joined\nwith joined(kind="cpu", timeout_seconds=1): pass'
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "2"}
     found = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **where}, capture_output=True, text=True, timeout=120
@@ -188,3 +186,22 @@ for meeting in range(3):
 @pytest.mark.slow
 def test_a_rank_that_is_early_at_the_next_meeting_waits_there() -> None:
     assert told_by_all(["-c", MEETINGS], 2, seconds=120) == [[{"sum": [1.0]}, {"sum": [3.0]}, {"sum": [5.0]}]] * 2
+
+
+PARTS = """
+import json, os, sys
+from bigtrain.world import joined
+rank = int(os.environ["RANK"])
+for size, port in zip((2, 3, 2), sys.argv[1:]):
+    if rank < size:
+        os.environ.update(WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_PORT=port)
+        with joined(kind="cpu", timeout_seconds=20) as world:
+            print(json.dumps({"sum": world.sum([float(world.rank)])}))
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_was_not_at_the_last_meeting_comes_to_the_next() -> None:
+    two, three = {"sum": [1.0]}, {"sum": [3.0]}
+    by_rank = told_by_all(["-c", PARTS, *map(str, free_ports(3))], 3, seconds=120)
+    assert by_rank == [[two, three, two], [two, three, two], [three]]

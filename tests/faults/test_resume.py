@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from group import SHARED, told_by_all
+from group import SHARED, free_ports, told_by_all
 from matrix import counted
 from torch import Tensor
 from trained import losses
@@ -67,12 +65,6 @@ def trained(cases: list[Case], folder: Path, world_size: int) -> list[list[RowsR
     file.write_text(json.dumps(told))
     by_rank = told_by_all([SHARED / "rank_resume.py", file], world_size)
     return [list(of_run) for of_run in zip(*by_rank, strict=True)]
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def is_same(whole: Path, cut: Path) -> bool:

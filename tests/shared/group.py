@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +34,7 @@ class Ended(NamedTuple):
 
 def run_group(arguments: Sequence[object], world_size: int, *, seconds: float = SECONDS) -> list[Ended]:
     """Run Python with these arguments as each of so many ranks, whose places are in the environment; one has none."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     common = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(SHARED)}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     ranks = []
@@ -59,3 +58,10 @@ def told_by_all(arguments: Sequence[object], world_size: int, *, seconds: float 
     ranks = run_group(arguments, world_size, seconds=seconds)
     assert not any(rank.code for rank in ranks), "\n".join(rank.errors[-4000:] for rank in ranks)
     return [rank.told for rank in ranks]
+
+
+def free_ports(count: int) -> list[int]:
+    """Return so many ports of this machine at which nobody listens."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bigtrain import terminal
+from bigtrain import __version__, terminal
 from bigtrain.completion import complete_device, complete_override, complete_recipe
 from bigtrain.errors import InputError
 
@@ -37,10 +37,19 @@ FLAGS = ("--quiet", "--verbose")
 """They may stand anywhere on the command line."""
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bigtrain {__version__}")
+        raise typer.Exit
+
+
 def settings(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors and results only; goes anywhere.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Print versions, places and tracebacks, too; goes anywhere.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Set how much is said, by this process and by those that it starts."""

@@ -97,26 +97,25 @@ def launch(
 def profile(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    of_time: Annotated[bool, typer.Option("--time", help="Where a step's time goes, in place of memory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that needs no network.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture.")] = None,
 ) -> None:
-    """Run a few real steps: memory measured beside predicted, by cause, by block, over time."""
+    """Run a few real steps: memory beside predicted, or time. By cause and by block; with --time by what runs."""
     from bigtrain.launcher import adopt_environment, on_ranks_here, profile_ranks
     from bigtrain.planner.plan import plan as make_plan
 
     planned = make_plan(on_ranks_here(load(recipe, overrides)))
     adopt_environment(planned.hardware.kind)
-    from bigtrain.profiling.output import check_writable, present
+    from bigtrain.profiling.output import check_writable, present, profiled
 
     check_writable(html, png)
     if planned.world_size > 1:
-        code = profile_ranks(planned, as_json=as_json, html=html, png=png)
+        code = profile_ranks(planned, of_time=of_time, as_json=as_json, html=html, png=png)
     else:
         with terminal.working("taking steps that are measured", aside=True):
-            from bigtrain.profiling.recipe import profile_recipe
-
-            found = profile_recipe(planned)
+            found = profiled(planned, of_time=of_time)
         present(found, as_json=as_json, html=html, png=png)
         code = 0
     if code == 0:
@@ -127,7 +126,7 @@ def profile(
 
 @app.command()
 def prepare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Read or download the data, train the tokenizer if asked, tokenize into shards; goes on where it was stopped."""
+    """Read or download the data, tokenize them into shards. Trains the tokenizer if asked; goes on where it stopped."""
     from bigtrain.data.ensure import ensure_prepared
 
     loaded = load(recipe, overrides)
@@ -141,7 +140,7 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what this machine has, what of it bigtrain will use, what is wrong, and what to do."""
+    """Show what this machine has, what is wrong, what to do. And what of it bigtrain will use."""
     from bigtrain.doctor import examine, lines
 
     with terminal.working("measuring", aside=as_json):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -18,12 +18,14 @@ from bigtrain.engine import Engine, Schedule, check_ranks, schedule_of
 from bigtrain.errors import RecipeError
 from bigtrain.placement import find_blocks, place
 from bigtrain.planner.plan import Plan
-from bigtrain.sharding.apply import Sharded
 from bigtrain.sharding.deepspeed import DeepSpeed, start
 from bigtrain.sharding.deepspeed_config import deepspeed_config, deepspeed_faults
 from bigtrain.spread import make_equal
 from bigtrain.step_result import StepResult
 from bigtrain.world import World, current_world
+
+if TYPE_CHECKING:
+    from bigtrain.sharding.apply import Sharded
 
 
 class DeepSpeedEngine(Engine):
@@ -49,7 +51,7 @@ class DeepSpeedEngine(Engine):
             shifted_labels=shifted_labels,
             schedule=schedule,
             loss_scale=loss_scale,
-            sharded=cast(Sharded, held),  # of which it has what an engine asks for
+            sharded=cast("Sharded", held),  # of which it has what an engine asks for
             world=world,
         )
         self._held = held

@@ -6,28 +6,31 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bigtrain import amp, recompute, spread
-from bigtrain import batch as batches
 from bigtrain.amp.loss_scale import LossScale
 from bigtrain.amp.precision import keep
 from bigtrain.batch import Batch
 from bigtrain.errors import InputError, NonFiniteGradient
+from bigtrain.feed import Feed
 from bigtrain.optim.release import Release, global_norm, release
 from bigtrain.optim.schedule import learning_rate_factor, warmup_step_count
 from bigtrain.placement import find_blocks, place
 from bigtrain.planner.plan import Plan
-from bigtrain.sharding.apply import Sharded
 from bigtrain.sharding.part import Part
 from bigtrain.sharding.tensor import TensorShared
+from bigtrain.static_shapes import StaticShapes, static_shapes
 from bigtrain.step_result import StepResult
 from bigtrain.weighing import Weighing
 from bigtrain.world import ALONE, World, current_world
+
+if TYPE_CHECKING:
+    from bigtrain.sharding.apply import Sharded
 
 Schedule = Callable[[int], float]
 
@@ -54,6 +57,7 @@ class Engine:
         sharded: Sharded | None = None,
         shared: TensorShared | None = None,
         world: World = ALONE,
+        shapes: StaticShapes | None = None,
     ) -> None:
         self.model = model
         self.world = world
@@ -66,6 +70,7 @@ class Engine:
         self._micro_batch_size = micro_batch_size
         self._weighing = Weighing(self.device, world, shifted_labels=shifted_labels)
         self._schedule = schedule
+        self._feed = Feed(self.device, shapes)
         self._release = release
 
     @property
@@ -106,7 +111,7 @@ class Engine:
         for rows, last in self._weighing.cut(batch, self._micro_batch_size):
             if self.sharded is not None:
                 self.sharded.before_micro_batch(last=last)
-            yield batches.move(batches.unpad(rows) if batches.is_packed(rows) else rows, self.device)
+            yield self._feed.bring(rows)
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of a micro-batch, weighted; `loss` is its mean loss or an output that has a `.loss`.
@@ -219,7 +224,7 @@ def prepare(
     check_ranks(plan, world)
     device = torch.device(plan.hardware.kind)
     weights, accumulated = recipe.amp.master_weights, plan.accumulation_steps > 1
-    mesh = spread.mesh_of(plan)
+    mesh, shapes = spread.mesh_of(plan), static_shapes(plan)
     in_parts = find_blocks(model, blocks) if mesh is not None else ()
     rounds = partial(keep, master_weights=weights, accumulated=accumulated)
     cut = spread.cut_of(model, plan, in_parts, mesh)
@@ -230,8 +235,8 @@ def prepare(
     if shared is not None:
         shared.connect()
     if recipe.recompute.policy != "none" or recipe.train.compile:
-        compiled = compiled_as(plan) if recipe.train.compile else None
-        recompute.apply(find_blocks(model, blocks), recipe.recompute.policy, device=device, compiled=compiled)
+        how, size = compiled_as(plan) if recipe.train.compile else None, None if shapes is None else shapes.tokens
+        recompute.apply(find_blocks(model, blocks), recipe.recompute.policy, device=device, compiled=how, size=size)
     sharded = spread.shard_rows(model, plan, in_parts, mesh, rows)
     parameters = list(model.parameters()) if sharded is None else list(sharded.parameters.values())
     built = optimizer(parameters)
@@ -255,6 +260,7 @@ def prepare(
         sharded=sharded,
         shared=shared,
         world=world,
+        shapes=shapes,
     )
 
 

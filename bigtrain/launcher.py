@@ -146,14 +146,14 @@ def python(*argv: str) -> list[str]:
     return [sys.executable, "-P", "-m", *argv]
 
 
-def profile_ranks(plan: Plan, *, as_json: bool, html: Path | None, png: Path | None) -> int:
-    """Profile a plan of several ranks in a process for each, and return their exit code; the first shows its memory."""
+def profile_ranks(plan: Plan, *, of_time: bool, as_json: bool, html: Path | None, png: Path | None) -> int:
+    """Profile a plan of several ranks in a process for each, and return their exit code; the first shows its own."""
     check_devices(plan)
     if started_ranks(plan.recipe) is None and plan.recipe.cluster.nodes != 1:
         text = f"{plan.recipe.cluster.nodes}: a profile runs on this machine alone; use 1"
         raise RecipeError(fault(plan.recipe, "cluster.nodes", text))
     plan.with_rows(check_rows(plan.recipe, ensure_prepared(plan.recipe, aside=True)))
-    options = {"as_json": as_json, "html": html and str(html), "png": png and str(png)}
+    options = {"of_time": of_time, "as_json": as_json, "html": html and str(html), "png": png and str(png)}
     argv = python("bigtrain.profiling", str(os.getpid()), json.dumps(options))
     count = plan.world_size if started_ranks(plan.recipe) is None else 1
     return Workers(argv, plan.to_yaml(), worker_environment(plan.hardware.kind, count), count).run()

@@ -112,7 +112,7 @@ class Ledger:
         self.at_peak: dict[str, int] | None = {}
         """Written down when the peak is over; None until then."""
         self.nodes: list[Node] = []
-        self._region: Region | None = None
+        self.region: Region | None = None
 
     def causes_at_peak(self) -> dict[str, int]:
         """Return the bytes held at the peak by cause."""
@@ -136,37 +136,37 @@ class Ledger:
 
     def product(self, size: int) -> Storage:
         """Return the output of a matrix product or of attention, which selective recomputation keeps."""
-        return Storage(self, size, "activations") if self._region is None else self._region.product(size)
+        return Storage(self, size, "activations") if self.region is None else self.region.product(size)
 
     @property
     def keeping_products(self) -> bool:
         """Whether products are kept from a region's first run to its second."""
-        return self._region is not None and self._region.keep_products
+        return self.region is not None and self.region.keep_products
 
     @property
     def taking_products(self) -> bool:
         """Whether this is such a second run, in which products are not computed."""
-        return self._region is not None and self._region.replaying and self._region.keep_products
+        return self.region is not None and self.region.replaying and self.region.keep_products
 
     def keep(self, storages: Sequence[Storage]) -> Kept:
         """Note what a node keeps. torch's own operations note their inputs before they run."""
-        return Kept(list(storages)) if self._region is None else self._region.keep(storages)
+        return Kept(list(storages)) if self.region is None else self.region.keep(storages)
 
     def made(self, storage: Storage, inputs: Sequence[Value], kept: Kept, backward: Backward) -> Value:
         """Return the output of an operation and note how it is differentiated, and what it keeps for that."""
         node = Node([value.node for value in inputs], kept, backward, self.place)
-        if self._region is None or not self._region.replaying:
+        if self.region is None or not self.region.replaying:
             self.nodes.append(node)
         return Value(storage, node)
 
     @contextmanager
     def inside(self, region: Region) -> Iterator[None]:
         """Let a region decide what operations keep."""
-        outer, self._region = self._region, region
+        outer, self.region = self.region, region
         try:
             yield
         finally:
-            self._region = outer
+            self.region = outer
 
     def backward(self, value: Value, gradient: Storage, ready: GradientReady) -> None:
         """Run the nodes back from a value; `ready` gets each parameter's gradient when autograd would accumulate it."""

@@ -130,7 +130,7 @@ class _Creation:
 
     def _create(self, key: int) -> Tensor:
         tensor = self._tensors[key]
-        empty = torch.empty_like(tensor, device=self._device, requires_grad=False)
+        empty = _empty(tensor, self._device)
         made = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         self._put(key, made)
         return made
@@ -147,11 +147,23 @@ class _Met(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.memories: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Do not load torch's compiler, 70 MB of resident memory, to be left alone by it: nothing compiles here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation."""
         kwargs = kwargs or {}
         self.memories.update(_memory(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         return func(*args, **kwargs)
+
+
+def _empty(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return memory of a meta tensor's layout."""
+    if tensor.is_contiguous():  # or torch would load a symbolic algebra for it, 30 MB of resident memory
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    return torch.empty_like(tensor, device=device, requires_grad=False)
 
 
 def _memory(tensor: Tensor) -> int:

@@ -32,7 +32,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the plan, itself a recipe, to a file.")] = None,
 ) -> None:
-    """Predict memory and speed without the device: the fastest choice that fits, and why the others lost."""
+    """Predict memory and speed without the device. Shows the fastest choice that fits, and why the others lost."""
     from bigtrain.planner.scaling import world_sizes
 
     ranks = None if world_size is None else world_sizes(world_size)

@@ -45,7 +45,7 @@ def show(name: NameArgument) -> None:
 
 @recipes_app.command()
 def copy(name: NameArgument, file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
-    """Copy a shipped recipe to a file of your own; nothing is written over."""
+    """Copy a shipped recipe to a file; nothing is written over."""
     from bigtrain.config.shipped import recipe_path
 
     write_file(file, recipe_path(name).read_text(encoding="utf-8"), "x")
@@ -65,7 +65,7 @@ def from_deepspeed(
     world_size: RanksOption = None,
     model: ModelOption = None,
 ) -> None:
-    """Translate a DeepSpeed configuration into a recipe; what has no counterpart is listed."""
+    """Translate a DeepSpeed configuration. What has no counterpart in a recipe is listed."""
     from bigtrain.translation.deepspeed import translate_deepspeed
     from bigtrain.translation.source import read_mapping
 
@@ -79,7 +79,7 @@ def from_trainer(
     world_size: RanksOption = None,
     model: ModelOption = None,
 ) -> None:
-    """Translate arguments of transformers' Trainer into a recipe; what has no counterpart is listed."""
+    """Translate arguments of transformers' Trainer. What has no counterpart in a recipe is listed."""
     from bigtrain.translation.source import read_mapping
     from bigtrain.translation.trainer import translate_trainer
 

@@ -33,7 +33,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(run: RunArgument, overrides: Overrides = None) -> None:
-    """Evaluate a run on its own validation data, or with data.source=... on other data."""
+    """Evaluate a run on its validation data, or on other data. Other data are named by data.source=... and the like."""
     with terminal.working("evaluating", aside=True):
         from bigtrain.training.evaluate_run import evaluate_run
 
@@ -50,7 +50,7 @@ def export_model(
         typer.Option("--format", help="A program of torch.export, or ONNX, in place of a Hugging Face folder."),
     ] = None,
 ) -> None:
-    """Write a run's model as a Hugging Face folder, which transformers loads, or as a program that runs alone."""
+    """Write a model for transformers, torch.export or ONNX. Without --format it is a Hugging Face folder."""
     if kind is not None:
         _export_program(run, out, kind)
         return
@@ -97,7 +97,7 @@ def import_model(
     source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A Hugging Face folder: config.json, safetensors.")],
     out: OutArgument,
 ) -> None:
-    """Make of a Hugging Face folder what train.init_from takes, and eval, generate and export."""
+    """Make of a Hugging Face folder what train.init_from takes. So do eval, generate and export."""
     from bigtrain.hugging_face.importing import import_folder
 
     with terminal.working("importing"):
@@ -185,7 +185,7 @@ def extend(
         Path | None, typer.Option(metavar="DIR", help="The new run folder; RUN-extended without.")
     ] = None,
 ) -> None:
-    """Make a run that goes on with a larger vocabulary: all tokens it has, and new ones; RUN stays as it is."""
+    """Make a run that goes on with a larger vocabulary. It has all tokens of RUN, and new ones; RUN stays as it is."""
     from bigtrain.extension.extend import extend as extend_run
 
     with terminal.working("extending"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -21,13 +22,14 @@ from bigtrain.optim.exchange import Exchange, check_elementwise, connect
 from bigtrain.optim.offload import keep_on_host
 from bigtrain.placement import Cut
 from bigtrain.planner.plan import Plan
-from bigtrain.sharding.apply import Sharded, shard
-from bigtrain.sharding.offload import narrow
 from bigtrain.sharding.part import Part, Shape
 from bigtrain.sharding.rows import rows_of
 from bigtrain.sharding.tensor import TensorShared, cuts_of, share
 from bigtrain.sharding.tensor import cut as cut_product
 from bigtrain.world import World
+
+if TYPE_CHECKING:
+    from bigtrain.sharding.apply import Sharded
 
 DATA_DIMS = ("replicate", "shard")
 TENSOR_DIM = "tensor"
@@ -166,6 +168,10 @@ def shard_rows(
     recipe, layout = plan.recipe, layout_of(plan.recipe, plan.world_size)
     if mesh is None or layout.alone:
         return None
+    from bigtrain.sharding.apply import (
+        shard,  # torch's sharding: 40 MB of resident memory that one process does without
+    )
+
     names = tuple(name for name in mesh.mesh_dim_names or () if name in DATA_DIMS)
     data = mesh if names == mesh.mesh_dim_names else mesh[names]
     dtype = DTYPES[recipe.amp.precision] if layout.converting else None
@@ -200,4 +206,6 @@ def offload_states(optimizer: Optimizer, plan: Plan, model: nn.Module, sharded: 
     device = torch.device(plan.hardware.kind)
     keep_on_host(optimizer, device, everything=layout.streaming, dtype=low, gradient_dtype=wide)
     if low is not None and sharded is not None:
+        from bigtrain.sharding.offload import narrow
+
         narrow(model, list(sharded.parameters.values()), low)

@@ -17,27 +17,22 @@ from torch.nn import functional
 import bigtrain
 
 ROWS, LENGTH, WORDS, WIDTH, HEADS = 8, 32, 128, 64, 4
+linear = partial(nn.Linear, bias=False)
 
 
 class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attention_norm, self.ffn_norm = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
-        self.wqkv, self.wo = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
-        self.w1, self.w2 = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
+        self.wqkv, self.wo = linear(WIDTH, 3 * WIDTH), linear(WIDTH, WIDTH)
+        self.w1, self.w2 = linear(WIDTH, 4 * WIDTH), linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor, freqs_cis: Tensor) -> Tensor:
-        q, k, v = self.wqkv(self.attention_norm(x)).unflatten(-1, (3, HEADS, -1)).unbind(2)
-        q, k = (rotate(part, freqs_cis) for part in (q, k))
-        heads = functional.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)), is_causal=True)
+        q, k, v = self.wqkv(self.attention_norm(x)).unflatten(-1, (3, HEADS, -1)).transpose(1, 3).unbind(2)
+        q, k = rotate(q, freqs_cis), rotate(k, freqs_cis)
+        heads = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.wo(heads.transpose(1, 2).flatten(2))
         return x + self.w2(functional.silu(self.w1(self.ffn_norm(x))))
-
-    def init_weights(self) -> None:
-        for module in self.children():
-            nn.init.trunc_normal_(module.weight, std=0.02) if isinstance(
-                module, nn.Linear
-            ) else module.reset_parameters()
 
 
 class Decoder(nn.Module):
@@ -45,17 +40,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.tok_embeddings, self.norm = nn.Embedding(WORDS, WIDTH), nn.RMSNorm(WIDTH)
         self.layers = nn.ModuleDict({str(number): Layer() for number in range(layers)})
-        self.output = nn.Linear(WIDTH, WORDS, bias=False)
+        self.output = linear(WIDTH, WORDS)
         self.register_buffer("freqs_cis", frequencies(), persistent=False)
 
     def init_weights(self, buffer_device: torch.device | None = None) -> None:
         with torch.device(buffer_device or self.freqs_cis.device):
             self.freqs_cis = frequencies()
-        nn.init.normal_(self.tok_embeddings.weight, std=0.02)
-        for layer in self.layers.values():
-            layer.init_weights()
-        self.norm.reset_parameters()
-        nn.init.trunc_normal_(self.output.weight, std=WIDTH**-0.5)
+        for name, weight in self.named_parameters():
+            nn.init.ones_(weight) if "norm" in name else nn.init.trunc_normal_(weight, std=0.02)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         x = self.tok_embeddings(tokens)
@@ -64,14 +56,13 @@ class Decoder(nn.Module):
         return functional.cross_entropy(self.output(self.norm(x)).flatten(0, 1), labels.flatten())
 
 
-def frequencies() -> Tensor:
-    """Return cosines and sines (length, half a head, 2) of the rotary positions."""
+def frequencies() -> Tensor:  # cosines and sines (length, half a head, 2) of the rotary positions
     angles = torch.outer(torch.arange(LENGTH).float(), 10000.0 ** -torch.linspace(0, 1, WIDTH // HEADS // 2))
     return torch.stack([angles.cos(), angles.sin()], -1)
 
 
 def rotate(x: Tensor, freqs_cis: Tensor) -> Tensor:
-    (a, b), (cos, sin) = x.chunk(2, -1), freqs_cis[:, None].unbind(-1)
+    (a, b), (cos, sin) = x.chunk(2, -1), freqs_cis.unbind(-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
@@ -82,10 +73,8 @@ def main(layers: int, steps: int) -> None:
     with bigtrain.joined(kind="cpu") as world:
         with torch.device("meta"):
             model = Decoder(layers)
-        plan = bigtrain.plan_model(
-            model, whole, global_batch_size=ROWS, optimizer=optimizer, device="cpu", world_size=world.size,
-            zero_stage=3 if world.size > 1 else None,
-        )  # fmt: skip
+        spread = {"world_size": world.size, "zero_stage": 3 if world.size > 1 else None}
+        plan = bigtrain.plan_model(model, whole, global_batch_size=ROWS, optimizer=optimizer, device="cpu", **spread)
         engine = bigtrain.prepare(model, plan, optimizer)
         mine = {name: rows.chunk(world.size)[world.rank] for name, rows in whole.items()}
         for step in range(1, steps + 1):

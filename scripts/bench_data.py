@@ -110,16 +110,21 @@ def loading(corpus: Corpus) -> dict[str, Any]:
     """Return the tokens that a loader gives for each second on a core, and how full its rows are."""
     objective: Any = "mlm" if corpus.family == "bert" else "clm"
     loader = Loader(corpus, objective=objective, sequence_length=SEQUENCE_LENGTH, global_batch_size=64, seed=1)
+    rate = core_rate(loader, LOADER_SECONDS)
+    loader.close()
+    fill = RowIndex.open(corpus, "train", SEQUENCE_LENGTH, True).fill
+    return {"objective": objective, "tokens_per_core_second": rate, "fill": fill}
+
+
+def core_rate(loader: Loader, seconds: float) -> float:
+    """Return the tokens that a loader gives for each second on a core, of so many seconds."""
     batches = iter(loader)
     for _ in range(10):
         next(batches)
     begun, tokens = time.process_time(), 0
-    while time.process_time() - begun < LOADER_SECONDS:
+    while time.process_time() - begun < seconds:
         tokens += sum(int(batch["document_lengths"].sum()) for batch in islice(batches, 10))
-    seconds = time.process_time() - begun
-    loader.close()
-    fill = RowIndex.open(corpus, "train", SEQUENCE_LENGTH, True).fill
-    return {"objective": objective, "tokens_per_core_second": tokens / seconds, "fill": fill}
+    return tokens / (time.process_time() - begun)
 
 
 def large(folder: Path, vocab_size: int) -> dict[str, Any]:

@@ -1,190 +1,144 @@
-"""Time a recipe's training step, and that of transformers' Trainer on the same rows beside it.
+"""Time a recipe's own step in the loop that `bigtrain launch` runs, what of it is no computation, and its loader alone.
 
-    python scripts/bench_step.py recipes/quickstart_gpt.yaml model.hidden_size=384 ... --against hf --output FILE
+    python scripts/bench_step.py recipes/quickstart_gpt.yaml model.hidden_size=384 --rounds 5 --output FILE
+    python scripts/bench_step.py --work gpt-small-cpu --output FILE
 
-Arms run in turn, each in a process of its own, several rounds; the first steps of each are dropped. Prints one JSON
-object: median seconds of a step and tokens/s of each arm, the ratio of each round, raw step times, versions, command
-and commit.
+The recipe's batch, schedule, logging and data as they are; no evaluation and no checkpoint falls into the timed steps.
+`outside_share` is the share of a step's time outside of forward, backward and optimizer, by the host's clock: loader,
+metrics, Python. Then the loader is read alone: tokens for each second on a core, and how often that is the training's
+rate. Each round is a process of its own, in the environment of bigtrain's workers. One line of JSON a round and a
+summary, appended to --output. scripts/bench_against.py measures others beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from arms import results
+from arms.facts import machine
+from arms.job import MODES, Job
+from arms.ours import train
+from arms.works import WORKS
 from provenance import provenance
 
-WARM_UP_STEPS = 3
+UNTIMED = ["train.eval_every=null", "checkpoint.every_steps=null", "checkpoint.every_minutes=null"]
+ENDLESS = ["train.tokens=null", "train.epochs=null", "train.steps=1000000"]
+MEDIANS = ("tokens_per_second", "seconds_per_step", "host_bytes_peak", "outside_share", "loader_tokens_per_core_second",
+           "loader_ratio")  # fmt: skip
+
+Line = dict[str, Any]
 
 
 def main() -> None:
-    """Run the rounds and print the result."""
+    """Run the rounds, and sum up."""
     options = _options()
-    if options.arm:
-        print("RESULT " + json.dumps(run_arm(options.arm, options.recipe, options.overrides, options.steps)))
+    if options.child:
+        print("RESULT " + json.dumps(run(Job.from_json(options.child), _plan(options))))
         return
-    arms = ["bigtrain", *([options.against] if options.against else [])]
-    rounds: list[dict[str, Any]] = []
-    for _ in range(options.rounds):
-        rounds.append({arm: _in_process(arm, options) for arm in arms})
-        print(
-            {arm: f"{result['tokens_per_second']:.0f} tokens/s" for arm, result in rounds[-1].items()}, file=sys.stderr
-        )
-    result = {**provenance(), **summarize(rounds, arms)}
-    text = json.dumps(result, indent=1)
-    if options.output:
-        options.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    about = {"work": options.work or options.recipe, "overrides": options.overrides, "mode": options.mode}
+    lines: list[Line] = []
+    for number in range(1, options.rounds + 1):
+        lines.append({"arm": "bigtrain", "round": number, **about, **_in_process(options), **provenance()})
+        results.append(options.output, lines[-1])
+        print(f"round {number}: {lines[-1]['tokens_per_second']:,.0f} tokens/s", file=sys.stderr, flush=True)
+    summary = {"summary": summarize(lines), **about, "hardware": lines[-1]["hardware"], **provenance()}
+    results.append(options.output, summary)
+    print(json.dumps(summary, indent=1))
 
 
-def summarize(rounds: list[dict[str, Any]], arms: list[str]) -> dict[str, Any]:
-    """Return the medians over rounds of each arm, and the ratio of the first arm's tokens/s to each other's."""
-    found: dict[str, Any] = {"rounds": rounds}
-    for arm in arms:
-        found[arm] = {
-            key: statistics.median(one[arm][key] for one in rounds)
-            for key in ("tokens_per_second", "seconds_per_step", "host_bytes_peak")
-        }
-    for arm in arms[1:]:
-        ratios = [one[arms[0]]["tokens_per_second"] / one[arm]["tokens_per_second"] for one in rounds]
-        found[f"ratio_to_{arm}"] = {"median": statistics.median(ratios), "rounds": ratios}
+def summarize(lines: list[Line]) -> Line:
+    """Return medians over rounds, of what was measured."""
+    found: Line = {"rounds": len(lines)}
+    for name in MEDIANS:
+        values = [line[name] for line in lines if line[name] is not None]
+        found[name] = statistics.median(values) if values else None
     return found
 
 
-def run_arm(arm: str, recipe: str, overrides: list[str], steps: int) -> dict[str, Any]:
-    """Take the steps of one arm in this process."""
-    import bigtrain
-    from bigtrain.training.runtime import host_bytes_peak
-
-    plan = bigtrain.plan(bigtrain.load_recipe(recipe, overrides))
-    run = {"bigtrain": run_bigtrain, "hf": run_hf}[arm]
-    seconds, tokens = run(plan, steps + WARM_UP_STEPS)
-    seconds, tokens = seconds[WARM_UP_STEPS:], tokens[WARM_UP_STEPS:]
-    median = statistics.median(seconds)
+def run(job: Job, plan: Any) -> Line:
+    """Train in this process, then read the loader alone."""
+    found = train(plan, job)
+    alone = loader_rate(plan) if job.mode == "loader" else None
     return {
-        "seconds_per_step": median,
-        "tokens_per_second": statistics.median(tokens) / median,
-        "host_bytes_peak": host_bytes_peak(),
-        "step_seconds": seconds,
+        "hardware": machine(plan),
+        "precision": plan.recipe.amp.precision,
+        "dropout": plan.recipe.train.dropout,
+        "micro_batch_size": plan.micro_batch_size,
+        "accumulation_steps": plan.accumulation_steps,
+        **found,
+        "model_flops_per_second": plan.flops_per_token * found["tokens_per_second"],
+        "loader_tokens_per_core_second": alone,
+        "loader_ratio": alone / found["tokens_per_second"] if alone else None,
     }
 
 
-def run_bigtrain(plan: Any, steps: int) -> tuple[list[float], list[int]]:
-    """Train with the engine and loader that ship; the loader's and Python's time are inside a step."""
-    from bigtrain.data.ensure import ensure_prepared
-    from bigtrain.training.build import build_engine, build_loader
-    from bigtrain.training.runtime import seed_step
+def loader_rate(plan: Any) -> float:
+    """Return the tokens that the recipe's loader gives for each second on a core."""
+    from bench_data import core_rate
 
-    loader = build_loader(plan, ensure_prepared(plan.recipe))
-    engine = build_engine(plan)
-    rows, seconds, tokens = iter(loader), [], []
-    for step in range(steps):
-        begin = time.perf_counter()
-        seed_step(plan.recipe.seed, step)
-        batch = next(rows)
-        for micro in engine.micro_batches(batch):
-            engine.backward(engine.model(**micro))
-        float(engine.step(plan.recipe.train.max_grad_norm).loss)
-        seconds.append(time.perf_counter() - begin)
-        tokens.append(int(batch["document_lengths"].sum()))
-    loader.close()
-    return seconds, tokens
-
-
-def run_hf(plan: Any, steps: int) -> tuple[list[float], list[int]]:
-    """Train transformers' model of the same shape with its Trainer on the same rows, each a full sequence."""
-    import transformers
-
-    rows, tokens = _rows_for_hf(plan, steps)
-    model = _hf_model(plan)
-    ends: list[float] = []
-
-    class Clock(transformers.TrainerCallback):
-        def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
-            if not ends:
-                ends.append(time.perf_counter())
-
-        def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
-            ends.append(time.perf_counter())
-
-    recipe = plan.recipe
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = transformers.TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=plan.micro_batch_size,
-            gradient_accumulation_steps=plan.accumulation_steps,
-            max_steps=steps,
-            learning_rate=recipe.optimizer.learning_rate,
-            weight_decay=recipe.optimizer.weight_decay,
-            bf16=recipe.amp.precision == "bf16",
-            use_cpu=plan.hardware.kind == "cpu",
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-        )
-        transformers.Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Clock()]).train()
-    return [end - begin for begin, end in itertools.pairwise(ends)], tokens
-
-
-def _rows_for_hf(plan: Any, steps: int) -> tuple[list[dict[str, Any]], list[int]]:
     from bigtrain.data.ensure import ensure_prepared
     from bigtrain.training.build import build_loader
 
-    loader = build_loader(plan, ensure_prepared(plan.recipe))
-    rows, tokens = [], []
-    causal = plan.model.causal
-    for batch, _ in zip(loader, range(steps), strict=False):
-        ids = batch["input_ids"]
-        labels = ids if causal else batch["labels"]
-        rows += [{"input_ids": one, "labels": other} for one, other in zip(ids, labels, strict=True)]
-        tokens.append(int(batch["document_lengths"].sum()))
-    loader.close()
-    return rows, tokens
+    loader = build_loader(plan, ensure_prepared(plan.recipe, aside=True))
+    try:
+        return core_rate(loader, seconds=1.0)
+    finally:
+        loader.close()
 
 
-def _hf_model(plan: Any) -> Any:
-    import transformers
+def _plan(options: argparse.Namespace) -> Any:
+    import bigtrain
 
-    from bigtrain.models.hf import to_hugging_face
-    from bigtrain.training.build import build_plan_model
-
-    config, _ = to_hugging_face(plan.model, build_plan_model(plan).state_dict())
-    kind = {"bert": "BertForMaskedLM", "gpt": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[plan.model.family]
-    dropout = plan.recipe.train.dropout
-    config |= {"hidden_dropout_prob": dropout, "resid_pdrop": dropout, "embd_pdrop": dropout}
-    config |= {"attention_probs_dropout_prob": 0.0, "attn_pdrop": 0.0}
-    model_class = getattr(transformers, kind)
-    return model_class(model_class.config_class(**config))
+    recipe, keys, work = options.recipe, options.overrides, WORKS.get(options.work)
+    if work is not None:
+        batch = [f"train.micro_batch_size={work.rows}", f"train.global_batch_size={work.rows * work.accumulation}"]
+        recipe, keys = work.recipe, [*work.overrides, *batch, *([recipe] if recipe else []), *keys]
+    return bigtrain.plan(bigtrain.load_recipe(recipe, [*ENDLESS, *UNTIMED, *keys]))
 
 
-def _in_process(arm: str, options: argparse.Namespace) -> Any:
-    argv = [sys.executable, __file__, options.recipe, *options.overrides, "--steps", str(options.steps), "--arm", arm]
-    ran = subprocess.run(argv, capture_output=True, text=True, check=False)
+def _in_process(options: argparse.Namespace) -> Line:
+    from bigtrain.launcher import worker_environment
+
+    job = replace(Job("bigtrain", "", (), mode=options.mode), steps=options.steps)
+    work = ["--work", options.work] if options.work else []
+    recipe = [options.recipe] if options.recipe else []
+    argv = [sys.executable, __file__, *recipe, *options.overrides, *work, "--child", job.to_json()]
+    environment = worker_environment("cuda" if _has_cuda() else "cpu")
+    ran = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
     lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
     if ran.returncode or not lines:
-        raise SystemExit(f"{arm}: exit {ran.returncode}\n{ran.stderr[-3000:]}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
+        raise SystemExit(f"exit {ran.returncode}\n{ran.stderr[-3000:]}")
+    found: Line = json.loads(lines[-1].removeprefix("RESULT "))
+    return found
+
+
+def _has_cuda() -> bool:
+    from bigtrain.planner.hardware import this_machine
+
+    return this_machine().kind == "cuda"
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("recipe")
+    parser.add_argument("recipe", nargs="?", help="a recipe; with --work an override")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--against", choices=["hf"])
-    parser.add_argument("--steps", type=int, default=15, help="timed steps of each arm in each round")
+    parser.add_argument("--work", choices=list(WORKS), help="a named shape in place of a recipe")
+    parser.add_argument("--mode", choices=MODES, default="loader", help="where rows are from")
+    parser.add_argument("--steps", type=int, default=15, help="timed steps of each round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--arm", choices=["bigtrain", "hf"], help=argparse.SUPPRESS)
-    return parser.parse_intermixed_args()
+    parser.add_argument("--output", type=Path, help="a file of JSON lines that is added to")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_intermixed_args()
+    if options.work is None and options.recipe is None:
+        parser.error("give a recipe or --work")
+    return options
 
 
 if __name__ == "__main__":

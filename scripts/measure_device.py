@@ -3,10 +3,12 @@
     python scripts/measure_device.py                    what is missing, for at most ten minutes
     python scripts/measure_device.py --device cpu       a tiny list on the CPU, to try the script
     python scripts/measure_device.py --list             the configurations that fit this device, and stop
+    python scripts/measure_device.py --name             the device's folder, and stop; ends with 2 where torch sees none
 
 Every configuration runs in a process of its own and is written to benchmarks/measured/DEVICE/NAME.json at once: stop it
 at any time, started again it goes on. CI holds all predictions against these files without a GPU. A configuration that
 fails is written too, with its error, and measured again next time. It needs no network and no data: rows are drawn.
+Ends with 0 when all are measured, with 75 where some are left, with 1 where some failed.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ REPOSITORY = Path(__file__).parents[1]
 FOLDER, RECIPES = Path("benchmarks/measured"), REPOSITORY / "recipes"
 WARM_UP_STEPS, TIMED_STEPS = 3, 5
 RUN_SECONDS, CASE_SECONDS = 570, 120
+UNFINISHED = 75
+"""The exit code of what goes on when it is started again."""
+
 TOLERANCES = {"allocated_bytes_peak": 0.02, "reserved_bytes_peak": 0.05, "seconds_per_step": 0.15}
 """How far a prediction may be from what was measured, of it; where one of them is absent, nothing is compared."""
 
@@ -36,32 +41,46 @@ MOST_OF_DEVICE = 0.94
 """A configuration is measured where it is predicted to allocate at most so much of the device's memory."""
 
 
-def main() -> None:
-    """Measure what is missing, until the time is over."""
+def main() -> int:
+    """Measure what is missing, until the time is over; return the exit code."""
     options = _options()
     hardware = _hardware(options.device)
     if options.case:
         print("RESULT " + json.dumps(measure(json.loads(options.case), hardware)))
-        return
-    folder = options.output / re.sub(r"[^a-z0-9]+", "-", (_table_name(hardware) or hardware.name).lower()).strip("-")
+        return 0
+    if options.name:
+        print(folder_of(hardware))
+        return 0
     every = list(tiny_cases() if hardware.kind == "cpu" else cases())
     chosen = [case for case in every if _fits(case, hardware)]
     if options.list:
         print("\n".join(name for name, _ in chosen))
-        return
+        return 0
     if not chosen:
         raise SystemExit(f"none of {len(every)} configurations fits {hardware.name}: nothing was measured")
+    folder = options.output or FOLDER / folder_of(hardware)
     folder.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + options.seconds
-    left = [case for case in chosen if not _is_measured(folder / f"{case[0]}.json")]
-    for name, keys in left:
+    return _measure_all(chosen, folder, hardware, time.monotonic() + options.seconds)
+
+
+def _measure_all(chosen: list[Case], folder: Path, hardware: Any, end: float) -> int:
+    """Measure what has no file yet; return the exit code."""
+    failed = 0
+    for name, keys in [case for case in chosen if not _is_measured(folder / f"{case[0]}.json")]:
         if time.monotonic() + CASE_SECONDS / 4 > end:
             print("out of time; start again to go on", flush=True)
-            return
-        found = _in_process(keys, options.device, min(CASE_SECONDS, end - time.monotonic()))
+            return UNFINISHED
+        found = in_process(keys, hardware.kind, min(CASE_SECONDS, end - time.monotonic()))
+        failed += "error" in found
         _write(folder / f"{name}.json", {"name": name, "overrides": keys, **found, **provenance()})
         print(f"{name:48} {_line(found)}", flush=True)
-    print(f"{len(chosen)} of {len(every)} configurations fit, all are measured")
+    print(f"{len(chosen)} configurations fit, {len(chosen) - failed} are measured, {failed} failed")
+    return 1 if failed else 0
+
+
+def folder_of(hardware: Any) -> str:
+    """Return the name of the folder that holds what was measured on a device."""
+    return re.sub(r"[^a-z0-9]+", "-", (_table_name(hardware) or hardware.name).lower()).strip("-")
 
 
 def measure(keys: list[str], hardware: Any) -> dict[str, Any]:
@@ -205,8 +224,11 @@ def _plan(keys: list[str], hardware: Any) -> Any:
 
 
 def _recipe(keys: list[str], hardware: Any) -> Any:
+    """Return a recipe: that of a path which stands first, or a quickstart's, with the keys."""
     import bigtrain
 
+    if keys[0].endswith(".yaml"):
+        return bigtrain.load_recipe(REPOSITORY / keys[0], [*keys[1:], f"train.device={hardware.kind}"])
     base = RECIPES / ("quickstart_bert.yaml" if "model.family=bert" in keys else "quickstart_gpt.yaml")
     return bigtrain.load_recipe(base, [*keys, f"train.device={hardware.kind}"])
 
@@ -226,7 +248,7 @@ def _fits(case: Case, hardware: Any) -> bool:
     return bool(needed <= MOST_OF_DEVICE * hardware.memory_bytes)
 
 
-def _in_process(keys: list[str], device: str, seconds: float) -> dict[str, Any]:
+def in_process(keys: list[str], device: str, seconds: float) -> dict[str, Any]:
     """Measure one configuration in a process of its own; what goes wrong there is the result."""
     from bigtrain.launcher import worker_environment
 
@@ -267,9 +289,17 @@ def _hardware(device: str) -> Any:
     from bigtrain.planner.hardware import cpu, cuda_devices
 
     found = cpu() if device == "cpu" else cuda_devices()
-    if found is None:
-        raise SystemExit("no CUDA device; --device cpu tries the script")
+    if found is None or not _torch_sees(device):
+        why = "the driver shows none" if found is None else "the driver shows one that torch does not see"
+        print(f"error: no CUDA device: {why}; --device cpu tries the script", file=sys.stderr)
+        raise SystemExit(2)
     return found
+
+
+def _torch_sees(device: str) -> bool:
+    import torch
+
+    return device == "cpu" or torch.cuda.is_available()
 
 
 def _table_name(hardware: Any) -> str | None:
@@ -279,12 +309,13 @@ def _table_name(hardware: Any) -> str | None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure training steps on a device beside their prediction.")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("--output", type=Path, help=f"the folder of the files (default: {FOLDER}/DEVICE)")
     parser.add_argument("--seconds", type=float, default=RUN_SECONDS, help="start no configuration after this long")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--name", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

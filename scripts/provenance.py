@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -10,8 +11,11 @@ from typing import Any
 
 
 def provenance() -> dict[str, Any]:
-    """Return the command, the commit, whether files differ from it, and the versions that a result depends on."""
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
+    """Return the command, the commit, whether files differ from it, and the versions that a result depends on.
+
+    A library that is not there has version None; the commit is empty where this is no checkout.
+    """
+    versions = {name: _version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
     return {
         "command": " ".join(sys.argv),
         "commit": _git("rev-parse", "HEAD"),
@@ -21,5 +25,14 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _git(*arguments: str) -> str:
+    if shutil.which("git") is None:
+        return ""
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from importlib import metadata
 
+import pytest
+from typer.testing import CliRunner
+
+import bigtrain
 from bigtrain import terminal
 from bigtrain.arguments import command_line, flags_first, load, settings
+from bigtrain.cli import app
 from bigtrain.errors import InputError, RecipeError
 
 
@@ -32,6 +37,13 @@ def test_how_much_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "cache" in capsys.readouterr().err
     with pytest.raises(InputError, match="leave out one of them"):
         settings(quiet=True, verbose=True)
+
+
+def test_the_version_is_told_whatever_else_is_said() -> None:
+    for words in (["--version"], ["--quiet", "--version"], ["--version", "plan", "absent"]):
+        told = CliRunner().invoke(app, words)
+        assert (told.exit_code, told.output) == (0, f"bigtrain {bigtrain.__version__}\n")
+    assert bigtrain.__version__ == metadata.version("bigtrain")
 
 
 def test_a_command_is_shown_as_it_is_typed() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bigtrain
+from bigtrain import cli
 
 
 def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
@@ -23,6 +24,15 @@ def test_help_names_every_command() -> None:
     assert shown.returncode == 0
     for command in ("launch", "plan", "profile", "prepare", "eval", "generate", "extend", "recipes", "doctor"):
         assert command in shown.stdout
+    for listed in (shown, run("recipes", "--help")):
+        cut_off = [line for line in listed.stdout.splitlines()[1:] if line.endswith("...")]
+        assert not cut_off
+
+
+def test_the_version_is_told_without_torch() -> None:
+    code = "import sys; from bigtrain.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout, told.stderr) == (0, f"bigtrain {bigtrain.__version__}\nFalse\n", "")
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path: Path) -> None:
@@ -161,6 +171,26 @@ def test_a_profile_says_what_the_plan_says(tmp_path: Path) -> None:
     measured = found["measured"]["allocated_bytes_peak"]
     assert abs(planned["memory"]["allocated_bytes_peak"] / measured - 1) < 0.005
     assert "<svg" in (tmp_path / "p.html").read_text()
+
+
+def test_a_profile_of_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[bool] = []
+
+    class Found:
+        def lines(self) -> list[str]:
+            return ["a step takes 1 ms"]
+
+    def profiled(_: object, *, of_time: bool) -> Found:
+        asked.append(of_time)
+        return Found()
+
+    monkeypatch.setattr("bigtrain.profiling.output.profiled", profiled)
+    monkeypatch.setattr("bigtrain.launcher.adopt_environment", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["bigtrain", "profile", "quickstart_gpt", "train.device=cpu", "--time"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert asked == [True]
+    assert "a step takes 1 ms\n" in capsys.readouterr().out
 
 
 BAD = {

@@ -11,7 +11,7 @@ import pytest
 from group import run_group
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-LONGEST = 100
+LONGEST = 90
 
 
 def printed(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> str:

@@ -136,3 +136,29 @@ def test_command_stays_lean(arguments: list[str]) -> None:
     assert code == 0
     assert not set(HEAVY) & set(loaded)
     assert "numpy" not in loaded
+
+
+STEP = """
+import json, sys
+import bigtrain
+from bigtrain.training.build import build_engine
+
+keys = ["train.device=cpu", "model.hidden_size=16", "model.num_attention_heads=2", "data.vocab_size=300"]
+plan = bigtrain.plan(bigtrain.load_recipe(sys.argv[1], keys))
+import torch
+
+engine = build_engine(plan)
+ids = torch.randint(5, 300, (plan.recipe.train.global_batch_size, 128))
+batch = {"input_ids": ids, "labels": ids, "document_lengths": torch.full((len(ids), 1), 128)}
+for micro in engine.micro_batches(batch):
+    engine.backward(engine.model(**micro))
+engine.step()
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_a_step_in_one_process_loads_no_compiler_and_no_sharding() -> None:
+    """They would be 100 MB of resident memory, and two seconds of its start."""
+    loaded = json.loads(run_python(STEP, "quickstart_bert").splitlines()[-1])
+    heavy = {"torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torch.distributed.tensor", "sympy"}
+    assert "bigtrain.engine" in loaded and not heavy & set(loaded)

@@ -22,6 +22,7 @@ from bigtrain.launcher import (
     check_init_from,
     launch,
     plan_again,
+    profile_ranks,
     worker_environment,
 )
 from bigtrain.planner.plan import Plan
@@ -118,6 +119,22 @@ def test_the_process_and_the_library_give_the_same_losses(tiny_recipes: dict[str
         for name in ("launched", "called")
     )
     assert one == other
+
+
+def test_ranks_are_told_what_to_profile(tiny_recipes: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    class Started:
+        def __init__(self, argv: list[str], *_: object) -> None:
+            started.append(argv)
+
+        def run(self) -> int:
+            return 0
+
+    monkeypatch.setattr("bigtrain.launcher.Workers", Started)
+    plan = planned(tiny_recipes["gpt"], "cluster.devices_per_node=2", "train.micro_batch_size=4")
+    assert profile_ranks(plan, of_time=True, as_json=True, html=None, png=Path("p.png")) == 0
+    assert json.loads(started[0][-1]) == {"of_time": True, "as_json": True, "html": None, "png": "p.png"}
 
 
 def test_another_recipe_in_the_folder_is_refused(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:

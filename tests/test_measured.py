@@ -10,6 +10,7 @@ import copy
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,11 +23,21 @@ FILES = sorted((REPOSITORY / "benchmarks" / "measured").glob("*/*.json"))
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    """Return the script as a module, which finds its neighbours as when it runs."""
+    return loaded("measure_device")
+
+
+@pytest.fixture
+def memory_script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    return loaded("bench_memory")
+
+
+def loaded(name: str) -> Any:
+    """Return a script as a module, which finds its neighbours as when it runs."""
     folder = REPOSITORY / "scripts"
     sys.path.insert(0, str(folder))
     try:
-        spec = importlib.util.spec_from_file_location("measure_device", folder / "measure_device.py")
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
         assert spec is not None and spec.loader is not None
         module: ModuleType = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -116,6 +127,51 @@ def test_every_configuration_is_a_recipe(script: Any) -> None:
 
     for _, keys in script.cases():
         script._recipe(keys, of_name("h200"))
+
+
+def test_exit_codes_say_whether_something_is_left(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """75 while time is short, 1 where a configuration failed, which is measured again, 0 when all are measured."""
+    from bigtrain.planner.hardware import cpu
+
+    predicted = {"allocated_bytes_peak": 1, "reserved_bytes_peak": None, "seconds_per_step": 1.0}
+    ends = [{"error": "out of memory"}, {"predicted": predicted, "measured": predicted}]
+    asked: list[str] = []
+
+    def measured(keys: list[str], device: str, seconds: float) -> dict[str, Any]:
+        asked.extend(keys)
+        return ends.pop(0) if keys == ["a"] else {"predicted": predicted, "measured": predicted}
+
+    monkeypatch.setattr(script, "in_process", measured)
+    chosen, late, early = [("a", ["a"]), ("b", ["b"])], time.monotonic() + 1000, time.monotonic()
+    assert script._measure_all(chosen, tmp_path, cpu(), early) == script.UNFINISHED
+    assert [script._measure_all(chosen, tmp_path, cpu(), late) for _ in range(3)] == [1, 0, 0]
+    assert asked == ["a", "b", "a"]
+
+
+def test_a_recipe_may_stand_before_the_keys(script: Any) -> None:
+    from bigtrain.planner.hardware import of_name
+
+    recipe = script._recipe(["recipes/bert_large.yaml", "train.steps=3"], of_name("h200"))
+    assert (recipe.model.preset, recipe.train.steps, recipe.train.device) == ("bert-large", 3, "cuda")
+
+
+def test_the_folder_is_that_of_the_device(script: Any) -> None:
+    from bigtrain.planner.hardware import Hardware, of_name
+
+    assert script.folder_of(of_name("h200")) == "h200"
+    assert script.folder_of(Hardware("cuda", "NVIDIA Next (80 GB)", 1, 2**36)) == "nvidia-next-80-gb"
+
+
+@pytest.mark.parametrize(("gib", "fault"), [(1.9, False), (2.1, True), (None, True)])
+def test_rows_on_cuda_are_held_against_what_is_wanted(
+    memory_script: Any, gib: float | None, fault: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that failed, or that holds more, is a fault; both are kept beside what was predicted."""
+    name, output = "AdamW quality, 4 x 512", tmp_path / "rows.json"
+    found = {"error": "no"} if gib is None else {"measured": {"allocated_bytes_peak": int(gib * 2**30)}}
+    monkeypatch.setattr("measure_device.in_process", lambda keys, device, seconds: found)
+    assert memory_script._measure_on_cuda(name, [], output) is fault
+    assert json.loads(output.read_text())["cuda_measured"][name].get("at_most_gib") == (None if gib is None else 2.0)
 
 
 def test_it_goes_on_where_it_stopped(script: Any, tmp_path: Path) -> None:

@@ -94,10 +94,16 @@ def test_the_rounded_copy_is_gone_when_the_product_starts(slow: None) -> None:
     assert held < 64 * 1024
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_cuda_keeps_the_fp32_sums(dtype: torch.dtype) -> None:
-    a, b = numbers(64, 128, dtype=dtype).cuda(), torch.randn(128, 32, device="cuda")
+@pytest.mark.parametrize(
+    ("dtype", "device"),
+    [
+        (torch.bfloat16, "cpu"),
+        pytest.param(torch.bfloat16, "cuda", marks=pytest.mark.gpu),
+        pytest.param(torch.float16, "cuda", marks=pytest.mark.gpu),
+    ],
+)
+def test_a_device_keeps_the_fp32_sums(dtype: torch.dtype, device: str) -> None:
+    a, b = numbers(64, 128, dtype=dtype).to(device), torch.randn(128, 32, device=device)
     out = products.mm(a, b, torch.float32)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.double(), a.double() @ b.to(dtype).double(), rtol=1e-5, atol=1e-4)

@@ -69,6 +69,7 @@ def _are(fits: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 _NOTES: dict[str, dict[str, Callable[[object], bool]]] = {
+    "attention": {"kernel": lambda value: isinstance(value, str)},
     "skips": {"total": _is_count, "in_a_row": _is_count},
     "spikes": {
         "losses": _are(_is_number),

@@ -142,7 +142,7 @@ def check_resume(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) -> 
         return None
     before = dict(_leaves(earlier.recipe))
     faults = [
-        Fault(recipe.origin(key), key, f"{now!r}, but {before.get(key)!r} in {earlier.path}; {_instead(key)}")
+        Fault(recipe.origin(key), key, f"{_differs(now, before.get(key))} in {earlier.path}; {_instead(key)}")
         for key, now in _leaves(recipe)
         if before.get(key) != now and not _covered(key, (*FREE_KEYS, *allowed))
     ]
@@ -168,6 +168,17 @@ def _check_writable(run_dir: Path) -> None:
         raise InputError(f"command line: --run-dir: {run_dir}: {error.strerror}; name another folder") from error
     if not existing.is_dir():
         raise InputError(f"command line: --run-dir: {existing} is a file; name another folder")
+
+
+def _differs(now: object, before: object) -> str:
+    return f"{_shown(now)}, but {_shown(before)}"
+
+
+def _shown(value: object) -> str:
+    """Return a value as a recipe has it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value)
 
 
 def _instead(key: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from bigtrain.checkpoint import manifest, retention, tensors
+from bigtrain.checkpoint.folders import sync_folder
 from bigtrain.checkpoint.lineage import Identity
 from bigtrain.checkpoint.together import together
 from bigtrain.checkpoint.verified import check_seen, fault_of, is_of_other_run, looks_whole, verify
@@ -119,7 +120,7 @@ class CheckpointStore:
         """Make a folder to write in and return its name; None if the step is saved already."""
         retention.remove_debris(self.run_dir)
         if final.is_dir() and not final.is_symlink() and fault_of(final, recipes=self._recipes) is None:
-            _sync_folder(self.run_dir)  # the save that renamed it may have failed right after that
+            sync_folder(self.run_dir)  # the save that renamed it may have failed right after that
             return None
         aside = self.run_dir / retention.aside_name(step)
         with tensors.named(aside):
@@ -149,13 +150,13 @@ class CheckpointStore:
         content = {"step": step, "files": files, "world_size": self._world.size}
         content |= {} if known is None else {"recipe": known.recipe, "data": known.data}
         tensors.write_bytes(aside / manifest.MANIFEST, manifest.encode(content))
-        _sync_folder(aside)
+        sync_folder(aside)
         _move_aside(final)
         reached("publish", step)
         aside.rename(final)
-        _sync_folder(self.run_dir)
+        sync_folder(self.run_dir)
         if not self._found:  # the run folder itself may be new
-            _sync_folder(self.run_dir.absolute().parent)
+            sync_folder(self.run_dir.absolute().parent)
         return {}
 
     def _remove_old(self, step: int) -> None:
@@ -245,7 +246,7 @@ def _write_files(
         name: tensors.write_tensors(aside / name, content, parts.get(name)) for name, content in tensor_files.items()
     }
     files |= {name: tensors.write_bytes(aside / name, text.encode()) for name, text in texts.items()}
-    _sync_folder(aside)
+    sync_folder(aside)
     return {name: digest._asdict() for name, digest in files.items()}
 
 
@@ -257,12 +258,3 @@ def _move_aside(final: Path) -> None:
         if not os.path.lexists(target):
             final.rename(target)
         attempt += 1
-
-
-def _sync_folder(folder: Path) -> None:
-    with tensors.named(folder):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

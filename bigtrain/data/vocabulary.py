@@ -75,7 +75,8 @@ def tokenizer_path(spec: str, origin: str = "") -> Path | None:
                 origin, f"no tokenizer.json in {spec}; name a folder that has one, or write 'train'", TOKENIZER_KEY
             )
     if not path.exists():
-        raise data_error(origin, f"no such file or folder: {spec}", TOKENIZER_KEY)
+        text = f"no such file or folder: {spec}; name a tokenizer.json, or a folder that has one"
+        raise data_error(origin, text, TOKENIZER_KEY)
     return path
 
 

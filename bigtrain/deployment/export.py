@@ -32,7 +32,7 @@ class Deployed(NamedTuple):
 def export_program(run: Path, out: Path, kind: Format) -> Deployed:
     """Write the model of a run, a checkpoint or an imported folder as a program in fp32, with its tokenizer.
 
-    The folder is there whole or not at all. It takes the weights once in host memory, and their largest tensor again.
+    The folder is there whole or not at all. In host memory are the weights, and two copies of their largest tensor.
     Raises InputError where `out` cannot be made or a library is missing, CheckpointError for what is no checkpoint.
     """
     check_unused(out.expanduser())

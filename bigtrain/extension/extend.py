@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from bigtrain.checkpoint import manifest, tensors
 from bigtrain.checkpoint.counts import read_counts
+from bigtrain.checkpoint.folders import sync_folder
 from bigtrain.checkpoint.lineage import Identity, recipe_hash
 from bigtrain.checkpoint.lock import LOCK_FILE, check_unused, only_user_of
 from bigtrain.checkpoint.resume import PLAN_FILE, stored_recipe
@@ -148,7 +149,7 @@ def _written_aside(target: Path) -> Iterator[Path]:
             yield aside
             _check_free(target)
             aside.rename(target)
-            _sync(target.parent)
+            sync_folder(target.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -160,11 +161,3 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(left)
         elif left.name != LOCK_FILE:
             left.unlink()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -21,7 +21,6 @@ from bigtrain.hugging_face.layout import DIGITS, their_outlines
 from bigtrain.hugging_face.source import INDEX, WEIGHTS
 from bigtrain.hugging_face.target import check_unused, new_folder
 from bigtrain.hugging_face.tokenizer_files import (
-    GENERATION_CONFIG,
     TOKENIZER_CONFIG,
     generation_config,
     kept_files,
@@ -29,7 +28,7 @@ from bigtrain.hugging_face.tokenizer_files import (
     tokenizer_config,
 )
 from bigtrain.models.hf import own_shapes, refuse_differences
-from bigtrain.models.hf_config import CONFIG, config_to_json, kept_config
+from bigtrain.models.hf_config import CONFIG, GENERATION_CONFIG, config_to_json, kept_config
 from bigtrain.models.shape import parameters
 
 MAX_SHARD_BYTES = 5 * 10**9

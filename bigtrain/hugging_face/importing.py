@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,11 +52,13 @@ def import_folder(source: Path, out: Path) -> Imported:
     source, out = source.expanduser(), out.expanduser()
     check_unused(out)
     config_json = read_config(source)
-    config = config_from_json(config_json)
     found = read_tensors(source, config_json)
-    outlines, left_out = _matched(config, found)
+    with _named(source):
+        config = config_from_json(config_json)
+        outlines, left_out = _matched(config, found)
+        recipe = _recipe(config)
     texts = read_kept(source) | {
-        PLAN: to_yaml(_recipe(config)).encode(),
+        PLAN: to_yaml(recipe).encode(),
         CONFIG: json.dumps(config_json, indent=2).encode(),
     }
     tokenizer = (source / TOKENIZER).is_file()
@@ -67,6 +70,18 @@ def import_folder(source: Path, out: Path) -> Imported:
         content = {"step": 0, "files": {name: digest._asdict() for name, digest in files.items()}, "world_size": 1}
         write_bytes(aside / manifest.MANIFEST, manifest.encode(content))
     return Imported(out, config, parameters(config), tokenizer, left_out)
+
+
+@contextmanager
+def _named(source: Path) -> Iterator[None]:
+    """Put the folder into faults of its config.json and of its tensors, which say no place."""
+    try:
+        yield
+    except InputError as error:
+        places = {CONFIG: str(source / CONFIG), "": str(source)}
+        raise type(error)(
+            *(fault._replace(where=places.get(fault.where, fault.where)) for fault in error.faults)
+        ) from error
 
 
 def _matched(config: ModelConfig, found: Mapping[str, FileTensor]) -> tuple[dict[str, Outline], tuple[str, ...]]:

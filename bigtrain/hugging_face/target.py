@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bigtrain.checkpoint.folders import sync_folder
 from bigtrain.checkpoint.space import free_bytes
 from bigtrain.errors import BigtrainError, Fault, InputError
 from bigtrain.units import format_bytes
@@ -72,18 +73,10 @@ def _fault(out: Path, text: str) -> InputError:
 
 
 def _publish(aside: Path, out: Path) -> None:
-    _sync(aside)
+    sync_folder(aside)
     check_unused(out)
     aside.rename(out)
-    _sync(out.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(out.parent)
 
 
 @contextmanager

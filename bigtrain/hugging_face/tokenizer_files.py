@@ -8,20 +8,21 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from bigtrain import strict_json
 from bigtrain.checkpoint import manifest
 from bigtrain.checkpoint.state import TOKENIZER
 from bigtrain.config.model import ModelConfig
 from bigtrain.data.vocabulary import LARGEST_TOKENIZER_BYTES, SpecialTokens
 from bigtrain.errors import Fault, InputError
-from bigtrain.models.hf_config import token_ids
+from bigtrain.models.hf_config import GENERATION_CONFIG, token_ids
 
-TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 KEPT = (
     TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", GENERATION_CONFIG, "chat_template.jinja",
     "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
-"""Files of a Hugging Face folder that nothing here reads; an import keeps them for the export."""
+"""Files of a Hugging Face folder that an import keeps as they came, for the export."""
 
 TOKENIZER_AS_IT_CAME = "source-tokenizer.json"
 """Where an imported folder keeps the tokenizer.json of its source: its own is without truncation and padding."""
@@ -73,8 +74,9 @@ def generation_config(ids: Mapping[str, Any]) -> dict[str, Any]:
 def read_kept(source: Path) -> dict[str, bytes]:
     """Return what a Hugging Face folder has beside its weights, by the name that an imported folder gives it.
 
-    Raises InputError for a file that is too large to be one of these.
+    Raises InputError for a file that is too large to be one of these, and a generation_config.json that is none.
     """
+    _check_object(source / GENERATION_CONFIG)
     places = {**{name: name for name in KEPT}, TOKENIZER: TOKENIZER_AS_IT_CAME}
     return {kept: _bounded(source / name) for name, kept in places.items() if (source / name).is_file()}
 
@@ -84,6 +86,19 @@ def kept_files(checkpoint: Path) -> dict[str, bytes]:
     places = {**{name: name for name in KEPT}, TOKENIZER_AS_IT_CAME: TOKENIZER}
     held = manifest.read(checkpoint)["files"]
     return {name: _bounded(checkpoint / kept) for kept, name in places.items() if kept in held}
+
+
+def _check_object(path: Path) -> None:
+    """Raise InputError for a file that is there and holds no JSON object."""
+    if not path.is_file():
+        return
+    remedy = "put the model's own there, or remove it"
+    try:
+        found = strict_json.read(path)
+    except (OSError, ValueError) as error:
+        raise InputError(Fault(str(path), "", f"{error}; {remedy}")) from error
+    if not isinstance(found, dict):
+        raise InputError(Fault(str(path), "", f"not a JSON object; {remedy}"))
 
 
 def _bounded(path: Path) -> bytes:

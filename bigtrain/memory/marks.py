@@ -7,11 +7,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.profiler import record_function
 
+from bigtrain.distributed_tensors import is_distributed, is_sharded, local_part
 from bigtrain.memory.measure import MARK
 
 PHASES = ("forward", "backward", "update")
@@ -32,8 +31,8 @@ def marked(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
     with ExitStack() as hooks:
         for name in blocks:
             _mark_forward(hooks, model.get_submodule(name), name)
-        if isinstance(model, FSDPModule):
-            _mark_gathered(hooks, model, blocks)
+        if is_sharded(model):
+            _mark_gathered(hooks, model, blocks)  # type: ignore[arg-type] - it is a module too
         else:
             for name, parameter in model.named_parameters():
                 _mark_gradient(hooks, parameter, place_of(name, blocks))
@@ -47,7 +46,7 @@ def _mark_gathered(hooks: ExitStack, model: nn.Module, blocks: Sequence[str]) ->
     def gathered(module: nn.Module, *_: Any) -> None:
         prefix = names[module]
         for name, parameter in module.named_parameters(prefix=prefix):
-            if not isinstance(parameter, DTensor) and id(parameter) not in known:
+            if not is_distributed(parameter) and id(parameter) not in known:
                 known.add(id(parameter))
                 _mark_gradient(hooks, parameter, place_of(name, blocks))
 
@@ -105,8 +104,7 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 def address(tensor: Tensor) -> int:
     """Return where a tensor's memory begins; of a sharded one, that of this rank's part."""
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.untyped_storage().data_ptr()
+    return local_part(tensor).untyped_storage().data_ptr()
 
 
 def _mark_forward(hooks: ExitStack, block: Any, name: str) -> None:

@@ -163,7 +163,7 @@ class Step:
         budget = recipe.memory.budget
         assert micro != "auto" and budget != "auto"
         self._recipe, self._model, self._ledger, self._device = recipe, model, ledger, device
-        self._workspace_bytes = workspace_bytes
+        self._workspace_bytes, self._ahead = workspace_bytes, device == "cuda"
         self._accumulated, self._world_size = share > micro, world_size
         self._released = recipe.optimizer.gradient_release is True
         self._batch = micro_batch(recipe, micro)
@@ -172,8 +172,8 @@ class Step:
         self._micro_batches = min(-(-share // micro), MICRO_BATCHES_TO_PEAK - layout.resharding)
         self._numbers = step_numbers(recipe, layout, slow_bf16=slow_bf16)
         chunk = loss_chunk_tokens(model.padded_vocab_size, device, budget)
-        operations = Operations(ledger, self._numbers, device, threads)
         train = recipe.train
+        operations = Operations(ledger, self._numbers, device, threads, compiled=train.compile is True)
         self._cost = ModelCost(
             model, operations, chunk, train.dropout, train.attention_dropout, recipe.sharding.tensor_parallel
         )
@@ -186,7 +186,7 @@ class Step:
         """The optimizer's states by parameter, and its work buffers under no name."""
         self._gradients: dict[str, Storage] = {}
         self._fed: list[Storage] = []
-        """The batch, which lies there until the next one does."""
+        """The batch, which lies there until the next one does; on CUDA, where copies run ahead, two of them."""
 
     def run(self) -> None:
         """Hold the state, run the micro-batches and the update."""
@@ -239,11 +239,12 @@ class Step:
             self._run_passes(recording, last=index == self._micro_batches - 1)
         self._enter(recording, "update")
         self._run_updates()
-        self._fed = []
+        self._fed = self._fed if self._ahead else []
 
     def _run_passes(self, recording: Events | None = None, *, last: bool) -> None:
         self._enter(recording, "forward")
-        self._fed = self._cost.batch(self._batch)
+        fed = self._cost.batch(self._batch)
+        self._fed = self._fed[-len(fed) :] + fed if self._ahead else fed
         self._sharding.enter(last=last)
         loss, gradient = self._cost.loss(self._batch, self._run_block)
         self._enter(recording, "backward")

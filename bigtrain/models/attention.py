@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate, groupby
 from typing import Any, Literal
@@ -17,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigtrain.products import widened
+from bigtrain.uncompiled import uncompiled
 
-varlen_attn: Callable[..., Any] | None
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
+varlen_attn: Callable[..., Any] | None = None
+if torch.cuda.is_available():  # it would load torch's compiler, for a kernel that the CPU has not
+    with suppress(ImportError):
+        from torch.nn.attention.varlen import varlen_attn
 
 VARLEN_PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn else frozenset()
 """What torch's variable-length attention takes: it changed between torch 2.11 and 2.13."""
@@ -96,13 +97,15 @@ def attend(qkv_NGD: Tensor, heads: tuple[int, int], documents: Documents, *, cau
         return in_place
     q_NHD, k_NKD, v_NKD = qkv_NGD.split_with_sizes([H, K, K], dim=1)
     if path == "varlen":
-        return attend_varlen(q_NHD, k_NKD, v_NKD, documents, causal=causal)
+        return in_use.call(q_NHD, k_NKD, v_NKD, documents.cu_seqlens, documents.max_seqlen, causal)
     out_NHD: Tensor = attend_per_document(q_NHD, k_NKD, v_NKD, documents, causal=causal, dropout=dropout)
     return out_NHD
 
 
-def attend_varlen(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, documents: Documents, *, causal: bool) -> Tensor:
-    """Attend in one kernel for all documents."""
+def attend_varlen(
+    q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, cu_seqlens: Tensor, max_seqlen: int, causal: bool
+) -> Tensor:
+    """Attend in one kernel for all documents: the one that torch has, or has been told to take."""
     assert varlen_attn is not None
     options: dict[str, Any] = {}
     if causal:
@@ -113,12 +116,24 @@ def attend_varlen(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, documents: Docume
         else:
             shared = q_NHD.shape[1] // k_NKD.shape[1]
             k_NKD, v_NKD = k_NKD.repeat_interleave(shared, 1), v_NKD.repeat_interleave(shared, 1)
-    ends, longest = documents.cu_seqlens, documents.max_seqlen
-    out_NHD: Tensor = varlen_attn(q_NHD, k_NKD, v_NKD, ends, ends, longest, longest, **options)
+    out_NHD: Tensor = varlen_attn(q_NHD, k_NKD, v_NKD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **options)
     return out_NHD
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+Call = Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], Tensor]
+"""Queries (N, H, D), keys and values (N, K, D), boundaries, the longest document, causal: to the output (N, H, D)."""
+
+
+class InUse:
+    """The kernel that attends to all documents at once; `attention_kernels` chooses it at the start of a run."""
+
+    call: Call = staticmethod(attend_varlen)
+
+
+in_use = InUse()
+
+
+@uncompiled
 def attend_in_place(qkv_NGD: Tensor, heads: tuple[int, int], documents: Documents, causal: bool) -> Tensor:
     """Attend document by document into one output, and in the backward pass into one gradient."""
     lengths = [length for length in documents.lengths if length]
@@ -188,7 +203,7 @@ def _queries_keys_values(qkv_LGD: Tensor, heads: tuple[int, int]) -> list[Tensor
     return [part.to(dtype).transpose(0, 1)[None] for part in _by_kind(qkv_LGD, heads)]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@uncompiled
 def attend_per_document(
     q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, documents: Documents, *, causal: bool, dropout: float
 ) -> Tensor:

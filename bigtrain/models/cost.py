@@ -181,23 +181,23 @@ class ModelCost:
         x = self._enter(x)
         if self.config.family == "llama":
             up = run.linear(x, f"{name}.mlp.gate_up", n, width, 2 * inner, bias=False)
-            hidden = run.swiglu(up)
+            hidden, source = run.swiglu(up), up.storage
             del up
-            return self._out(hidden, f"{name}.mlp.down", n, inner, bias=False)
+            return self._out(hidden, f"{name}.mlp.down", n, inner, bias=False, activation_of=source)
         up = run.linear(x, f"{name}.mlp.up", n, width, inner, bias=True)
-        hidden = run.gelu(up)
+        hidden, source = run.gelu(up), up.storage
         del up
-        return self._out(hidden, f"{name}.mlp.down", n, inner, bias=True)
+        return self._out(hidden, f"{name}.mlp.down", n, inner, bias=True, activation_of=source)
 
     def _enter(self, x: Value) -> Value:
         return x if self.tensor_ranks == 1 else self.operations.enter(x)
 
-    def _out(self, x: Value, name: str, n: int, i: int, *, bias: bool) -> Value:
+    def _out(self, x: Value, name: str, n: int, i: int, *, bias: bool, activation_of: Storage | None = None) -> Value:
         """Multiply (n, i) by a weight (W, i); where ranks share it, add up what they have."""
         run, width = self.operations, self.config.hidden_size
         if self.tensor_ranks == 1:
-            return run.linear(x, name, n, i, width, bias=bias)
-        part = run.linear(x, name, n, i, width, bias=False)
+            return run.linear(x, name, n, i, width, bias=bias, activation_of=activation_of)
+        part = run.linear(x, name, n, i, width, bias=False, activation_of=activation_of)
         return run.sum_over_ranks(part, name, width, bias=bias)
 
     def _head(self, x: Value, m: int) -> Value:

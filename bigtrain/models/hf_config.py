@@ -12,8 +12,8 @@ from bigtrain.config.schema import Family
 from bigtrain.errors import CheckpointError, Fault, InputError, did_you_mean
 from bigtrain.models.shape import SEGMENTS
 
-CONFIG = "config.json"
-"""The file's name in a Hugging Face folder, and in one that was imported from it."""
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+"""The files' names in a Hugging Face folder, and in one that was imported from it."""
 
 FAMILIES: dict[str, Family] = {
     "BertForMaskedLM": "bert",
@@ -121,12 +121,12 @@ def config_from_json(config_json: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
-def kept_config(folder: Path) -> dict[str, Any]:
-    """Return the config.json that an imported folder came with; {} of a run's checkpoint, which has none.
+def kept_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """Return the config.json, or the other, that an imported folder came with; {} where it has none, as runs have.
 
     Raises CheckpointError for one that holds no JSON object.
     """
-    path = folder / CONFIG
+    path = folder / name
     if not path.is_file():
         return {}
     try:
@@ -163,7 +163,8 @@ def _architecture(config_json: Mapping[str, Any]) -> str:
         if isinstance(name, str) and name in FAMILIES:
             return name
     found = ", ".join(map(str, names)) or "none given"
-    hint = did_you_mean(str(names[0]), FAMILIES) if names else ""
+    spelled_alike = [name for name in FAMILIES if found.lower() == name.lower()]  # DistilBert is no mistyped Bert
+    hint = did_you_mean(found, spelled_alike)
     raise InputError(_fault("architectures", f"{found}; supported are {', '.join(FAMILIES)}{hint}"))
 
 

@@ -6,6 +6,7 @@ the MLP, V vocabulary, padded.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -13,12 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.config.model import ModelConfig
+from bigtrain.models.activated import activated
 from bigtrain.models.attention import Documents, attend
 from bigtrain.models.lookup import Lookup
 from bigtrain.models.pointwise import RMSNorm, swiglu
 
 Rotary: TypeAlias = "tuple[Tensor, Tensor]"
 """Cosines and sines (N, 1, D/2) of the rotary angles, fp32."""
+
+
+@torch.no_grad()
+def draw(weight: Tensor, std: float) -> None:
+    """Fill a tensor from a normal distribution; for a meta tensor, of no numbers, torch would load its compiler."""
+    if not weight.is_meta:
+        weight.normal_(std=std)
 
 
 class Linear(nn.Linear):
@@ -30,7 +39,7 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw the weights anew."""
-        nn.init.normal_(self.weight, std=self.std)
+        draw(self.weight, self.std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -47,7 +56,7 @@ class Table(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the rows anew."""
         with torch.no_grad():
-            self.weight[: self.rows].normal_(std=self.std)
+            draw(self.weight[: self.rows], self.std)
             self.weight[self.rows :].zero_()
 
     def forward(self, index_N: Tensor, lookup: Lookup | None = None) -> Tensor:
@@ -94,8 +103,7 @@ class MLP(nn.Module):
 
     def forward(self, x_NW: Tensor) -> Tensor:
         """Transform each token: (N, W) to (N, W)."""
-        out_NW: Tensor = self.down(F.gelu(self.up(x_NW), approximate=self.approximate))
-        return out_NW
+        return activated(partial(F.gelu, approximate=self.approximate), self.up(x_NW), self.down)
 
 
 class GatedMLP(nn.Module):
@@ -109,8 +117,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x_NW: Tensor) -> Tensor:
         """Transform each token: (N, W) to (N, W)."""
-        out_NW: Tensor = self.down(swiglu(self.gate_up(x_NW)))
-        return out_NW
+        return activated(swiglu, self.gate_up(x_NW), self.down)
 
 
 class Block(nn.Module):

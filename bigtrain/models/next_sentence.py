@@ -25,8 +25,9 @@ class NextSentence(nn.Module):
         self.head = Linear(width, NEXT_SENTENCE_CLASSES, bias=True, std=std)
 
     def forward(self, hidden_NW: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Return the logits of each document, (K, 2), from the hidden states of all tokens."""
-        pooled_KW = self.pooler(hidden_NW[cu_seqlens[:-1].long()]).tanh()
+        """Return the logits of each document, (K, 2), from the hidden states of all tokens; of empty ones any."""
+        first_K = cu_seqlens[:-1].long().clamp(max=len(hidden_NW) - 1)  # empty ones at the end begin where it ends
+        pooled_KW = self.pooler(hidden_NW[first_K]).tanh()
         logits_K2: Tensor = self.head(pooled_KW)
         return logits_K2
 

@@ -41,14 +41,23 @@ class Operations:
     numbers: Numbers
     device: str = "cpu"
     threads: int = 1
+    compiled: bool = False
 
-    def linear(self, x: Value, name: str, n: int, i: int, o: int, *, bias: bool) -> Value:
-        """Multiply (n, i) by a weight (o, i)."""
+    def linear(
+        self, x: Value, name: str, n: int, i: int, o: int, *, bias: bool, activation_of: Storage | None = None
+    ) -> Value:
+        """Multiply (n, i) by a weight (o, i).
+
+        Where x is the activation of another tensor, that is kept instead, as in `activated.py`.
+        """
         numbers, product = self.numbers, self._low_product if self.numbers.low else self._product
-        kept = None if numbers.low else self.ledger.keep([x.storage])
+        forgotten = activation_of is not None and self._forgets
+        source = activation_of if activation_of is not None and forgotten else x.storage
+        kept = None if numbers.low else self.ledger.keep([source])
         out = product(n, i, o, kept=True)
 
         def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            again = self.ledger.hold(n * i * numbers.activation, "temporaries") if forgotten else None
             dx = product(n, o, i)
             dw = self._weight_gradient(n, i, o)
             parameters = [(f"{name}.weight", dw)]
@@ -56,9 +65,15 @@ class Operations:
                 if numbers.low and numbers.gradient == FLOAT and self.device == "cpu":
                     self.ledger.passing(n * o * FLOAT)
                 parameters.insert(0, (f"{name}.bias", self.ledger.hold(o * numbers.gradient, "gradients")))
+            del again
             return Gradients([dx], parameters)
 
-        return self.ledger.made(out, [x], kept or self.ledger.keep([x.storage]), backward)
+        return self.ledger.made(out, [x], kept or self.ledger.keep([source]), backward)
+
+    @property
+    def _forgets(self) -> bool:
+        """Whether activations before a product are computed again, rather than kept."""
+        return self.device == "cpu" and not self.compiled and self.ledger.region is None
 
     def _product(self, n: int, i: int, o: int, *, kept: bool = False) -> Storage:
         size = n * o * self.numbers.activation

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from bigtrain.distributed_tensors import local_part
 from bigtrain.errors import InputError
 from bigtrain.optim.cost import NORM_CHUNK_ELEMENTS
 from bigtrain.optim.pieces import split
@@ -73,7 +74,7 @@ class Release:
                     f"gradient release: the gradient of a parameter of shape {tuple(parameter.shape)} is already gone: "
                     "release was called twice; call remove() on what it first returned"
                 )
-            gradient, parameter.grad = _local(parameter.grad), None
+            gradient, parameter.grad = local_part(parameter.grad), None
             if not gradient.is_cuda and torch.cuda.is_available():
                 torch.cuda.current_stream().synchronize()  # older torch calls hooks while the copy is under way
             self._norms[place] = norm = gradient_norm(gradient)
@@ -153,16 +154,6 @@ def _pairs(parameters: Iterable[nn.Parameter], held: Iterable[nn.Parameter] | No
     parameters = list(parameters)
     pairs = zip(parameters, parameters if held is None else held, strict=True)
     return {parameter: own for parameter, own in pairs if parameter.requires_grad}
-
-
-def _local(gradient: Tensor) -> Tensor:
-    """Return this rank's rows of a gradient."""
-    from torch.distributed.tensor import DTensor
-
-    if not isinstance(gradient, DTensor):
-        return gradient
-    local: Tensor = gradient.to_local()
-    return local
 
 
 def _check_alone(optimizer: Optimizer) -> None:

@@ -22,6 +22,10 @@ class Work:
     def __mul__(self, times: float) -> Work:
         return Work(self.seconds * times, self.calls * times)
 
+    def called(self, times: float) -> Work:
+        """Return the same work, for which Python calls so many times as often."""
+        return Work(self.seconds, self.calls * times)
+
 
 NOTHING = Work()
 

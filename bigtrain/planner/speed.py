@@ -21,8 +21,8 @@ from bigtrain.planner.choice import Choice
 from bigtrain.planner.hardware import Hardware
 from bigtrain.planner.links import Transfer, exposed_seconds, links_of, transfers
 from bigtrain.planner.rates import rates_of
-from bigtrain.planner.roofline import Roofline
-from bigtrain.planner.work import ModelWork
+from bigtrain.planner.roofline import Roofline, Work
+from bigtrain.planner.work import BlockWork, ModelWork
 from bigtrain.sharding.cost import REDUCE_BYTES, RESHARDING_STAGES, collectives, padded_elements, tensor_sums
 
 
@@ -68,6 +68,9 @@ class Speed:
     `source` says which. What depends on the micro-batch alone is computed once.
     """
 
+    roofline: type[Roofline] = Roofline
+    model_work: type[ModelWork] = ModelWork
+
     def __init__(self, recipe: Recipe, model: ModelConfig, hardware: Hardware, world_size: int) -> None:
         self.recipe, self.model, self.hardware, self.world_size = recipe, model, hardware, world_size
         precision, threads = recipe.amp.precision, hardware.threads or torch_threads()
@@ -75,7 +78,7 @@ class Speed:
         self.rates = rates_of(hardware, precision, threads, folder)
         self.source = self.rates.source
         fused = hardware.kind == "cuda" and recipe.train.compile is not False
-        self._plain, self._run = Roofline(self.rates), Roofline(self.rates, fused)
+        self._plain, self._run = self.roofline(self.rates), self.roofline(self.rates, fused)
         self._links = links_of(hardware, recipe)
         self._shapes = tensor_shapes(recipe, model)
         self._parameters = sum(math.prod(shape) for shape in self._shapes.values())
@@ -97,9 +100,8 @@ class Speed:
         again = sum(seconds * choice.recompute.count(policy) for policy, seconds in passes.recompute.items())
         forward, backward = times * passes.forward, times * passes.backward
         sent = 0.0
-        if self._data_ranks > 1:
-            copied = self._copies(choice)
-            forward, backward = forward + copied[0], backward + copied[1]
+        copied = self.shard_copies(choice)
+        forward, backward = forward + copied[0], backward + copied[1]
         if self.world_size > 1:
             sent = self._communication(choice, forward, backward + times * again)
         return StepSeconds(
@@ -132,21 +134,31 @@ class Speed:
         accumulated, slow = choice.accumulation_steps > 1, self.hardware.slow_bf16
         return numbers(choice.into(self.recipe), accumulated=accumulated, slow_bf16=slow)
 
-    def _pass(self, choice: Choice) -> _Passes:
+    def micro_batch_work(self, choice: Choice) -> tuple[Work, Work, BlockWork]:
+        """Return the work of a micro-batch forward and backward, without what is recomputed, and of one block."""
         train, model, run = self.recipe.train, self.model, self._run
         budget = self.recipe.memory.budget
         limit = budget if isinstance(budget, int) else self.hardware.memory_bytes
         chunk = loss_chunk_tokens(model.padded_vocab_size, self.hardware.kind, limit)
         kept, batch = self._numbers(choice), micro_batch(self.recipe, choice.micro_batch_size)
-        blocks = ModelWork(model, run, kept, chunk, train.dropout, train.attention_dropout, self._tensor_ranks)
-        ends = ModelWork(model, self._plain, kept, chunk, train.dropout, train.attention_dropout)
+        blocks = self.model_work(model, run, kept, chunk, train.dropout, train.attention_dropout, self._tensor_ranks)
+        ends = self.model_work(model, self._plain, kept, chunk, train.dropout, train.attention_dropout)
         block, (first, last), layers = blocks.block(batch), ends.ends(batch), model.num_hidden_layers
         forward = block.forward * layers + first + ends.batch(batch)
         backward = block.backward * layers + last
-        if choice.accumulation_steps > 1:  # each micro-batch but the first is added to what is there
-            share = 1 - 1 / choice.accumulation_steps
-            made = weight_bytes(1, choice.master_weights)
-            backward += update.add(self._plain, self._parameters, len(self._shapes), made) * share
+        if choice.accumulation_steps > 1:
+            backward += self.accumulation_work(choice)
+        return forward, backward, block
+
+    def accumulation_work(self, choice: Choice) -> Work:
+        """Return the work of a micro-batch's gradients, of which each but the first is added to what is there."""
+        made = weight_bytes(1, choice.master_weights)
+        return update.add(self._plain, self._parameters, len(self._shapes), made) * (1 - 1 / choice.accumulation_steps)
+
+    def _pass(self, choice: Choice) -> _Passes:
+        run, model = self._run, self.model
+        forward, backward, block = self.micro_batch_work(choice)
+        kept, batch = self._numbers(choice), micro_batch(self.recipe, choice.micro_batch_size)
         moved = batch.tokens * model.hidden_size * kept.activation / self._links.host_bytes_per_second
         once = block.forward + block.backward
         again = {
@@ -163,19 +175,23 @@ class Speed:
         accumulated, shards = choice.accumulation_steps > 1, self._shards(choice)
         key = (choice.optimizer_state, choice.master_weights, accumulated, choice.gradient_release, shards)
         if key not in self._updates:
-            gradient = FLOAT if accumulated else weight_bytes(1, choice.master_weights)
-            clipped = self.recipe.train.max_grad_norm is not None and not choice.gradient_release
-            clipping = update.clip(self._plain, self._parameters, len(self._shapes), gradient, clipped=clipped)
-            changing = update.update(
-                self._plain,
-                self.recipe.optimizer.name,
-                choice.optimizer_state,
-                choice.master_weights,
-                self._shapes,
-                gradient_bytes=gradient,
-            )
-            self._updates[key] = self._plain.elapsed((clipping + changing) * (1 / shards))
+            self._updates[key] = self._plain.elapsed(self.update_work(choice))
         return self._updates[key]
+
+    def update_work(self, choice: Choice) -> Work:
+        """Return the work of a rank's update, with the gradients' norm and their clipping."""
+        gradient = FLOAT if choice.accumulation_steps > 1 else weight_bytes(1, choice.master_weights)
+        clipped = self.recipe.train.max_grad_norm is not None and not choice.gradient_release
+        clipping = update.clip(self._plain, self._parameters, len(self._shapes), gradient, clipped=clipped)
+        changing = update.update(
+            self._plain,
+            self.recipe.optimizer.name,
+            choice.optimizer_state,
+            choice.master_weights,
+            self._shapes,
+            gradient_bytes=gradient,
+        )
+        return (clipping + changing) * (1 / self._shards(choice))
 
     def transfers(self, choice: Choice) -> list[Transfer]:
         """Return what ranks send each other in a step; nothing on one rank."""
@@ -201,12 +217,14 @@ class Speed:
             self._transfers[key] = transfers(self._links, sent, self.world_size)
         return self._transfers[key]
 
-    def _copies(self, choice: Choice) -> tuple[float, float]:
-        """Return what `fully_shard` copies in a step's forward and backward passes, in seconds.
+    def shard_copies(self, choice: Choice) -> tuple[float, float]:
+        """Return what `fully_shard` copies in a step's forward and backward passes, in seconds; nothing on one rank.
 
         Parameters out of what was gathered, gradients into what is reduced. From stage 2 on each micro-batch's are, so
         that a rank adds up its part alone.
         """
+        if self._data_ranks == 1:
+            return 0.0, 0.0
         stage, shards, times = choice.zero_stage, self._shards(choice), choice.accumulation_steps
         key = (stage, shards, times, choice.master_weights)
         if key not in self._copied:

@@ -69,7 +69,8 @@ class ModelWork:
         extra = NOTHING if self.run.fused else Work(0.0, CHECKPOINT_CALLS)
         selective = between if self.run.fused else between + tape + extra
         full = _forward(again) + extra
-        return BlockWork(forward, backward, {"none": NOTHING, "selective": selective, "full": full, "offload": full})
+        none = NOTHING if self.run.rates.kind == "cuda" else self._activation(batch.tokens).forward
+        return BlockWork(forward, backward, {"none": none, "selective": selective, "full": full, "offload": full})
 
     def _unneeded(self) -> int:
         """Return how many operations at a block's end nothing in its backward pass needs."""
@@ -87,14 +88,14 @@ class ModelWork:
         yield self._linear(n, width // ranks, width, bias=bias)
         yield from self._residual(n)
         yield self._norm(n)
-        if config.family == "llama":
-            yield self._linear(n, width, 2 * inner, bias=False)
-            yield self._swiglu(n * inner)
-        else:
-            yield self._linear(n, width, inner, bias=True)
-            yield self._gelu(n * inner)
+        yield self._linear(n, width, inner if bias else 2 * inner, bias=bias)
+        yield self._activation(n)
         yield self._linear(n, inner, width, bias=bias)
         yield from self._residual(n)
+
+    def _activation(self, n: int) -> Operation:
+        inner = self.config.intermediate_size // self.tensor_ranks
+        return self._swiglu(n * inner) if self.config.family == "llama" else self._gelu(n * inner)
 
     @property
     def _heads(self) -> int:
@@ -290,8 +291,7 @@ class ModelWork:
 
 
 def _forward(operations: Iterable[Operation]) -> Work:
-    work = _total(operation.forward for operation in operations)
-    return Work(work.seconds, work.calls * (1 + MODULE_CALLS))
+    return _total(operation.forward for operation in operations).called(1 + MODULE_CALLS)
 
 
 def _total(works: Iterable[Work]) -> Work:

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 from bigtrain.errors import InputError
-from bigtrain.memory.picture import page, picture
-from bigtrain.profiling.result import Profile
+from bigtrain.planner.plan import Plan
+
+
+class Shown(Protocol):
+    """A profile, of memory or of time: what it is in each place where the user may want it."""
+
+    def as_object(self) -> Mapping[str, Any]:
+        """Return the object that is printed as JSON."""
+
+    def lines(self) -> list[str]:
+        """Return the lines for a terminal."""
+
+    def page(self) -> str:
+        """Return the page."""
+
+    def picture(self, path: Path) -> None:
+        """Write the picture. Raises InputError for a path that cannot be written."""
 
 
 def check_writable(*files: Path | None) -> None:
@@ -19,17 +36,27 @@ def check_writable(*files: Path | None) -> None:
             raise InputError(f"command line: {file}: {what}; name another file")
 
 
-def present(profile: Profile, *, as_json: bool = False, html: Path | None = None, png: Path | None = None) -> None:
+def profiled(plan: Plan, *, of_time: bool) -> Shown:
+    """Take a few real steps of a plan and return what they held, or where their time went."""
+    if of_time:
+        from bigtrain.profiling.step_time import time_recipe
+
+        return time_recipe(plan)
+    from bigtrain.profiling.recipe import profile_recipe
+
+    return profile_recipe(plan)
+
+
+def present(profile: Shown, *, as_json: bool = False, html: Path | None = None, png: Path | None = None) -> None:
     """Print a profile, as a table or as one JSON object, and write it to files.
 
     Raises InputError for a file that cannot be written, after printing: what was measured is not lost.
     """
-    found = profile.as_object()
-    print(json.dumps(found, indent=1) if as_json else "\n".join(profile.lines()), flush=True)
+    print(json.dumps(profile.as_object(), indent=1) if as_json else "\n".join(profile.lines()), flush=True)
     if html is not None:
         try:
-            html.write_text(page(found), encoding="utf-8")
+            html.write_text(profile.page(), encoding="utf-8")
         except OSError as error:
             raise InputError(f"command line: {html}: {error.strerror}; name another file") from error
     if png is not None:
-        picture(found, png)
+        profile.picture(png)

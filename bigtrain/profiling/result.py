@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
+from bigtrain.memory import picture
 from bigtrain.memory.profiled import BlockObject, ChangeObject, MemoryObject, ProfileObject, TimelineObject
 from bigtrain.memory.record import Recording
 from bigtrain.memory.report import CAUSES, MemoryReport
@@ -62,6 +64,14 @@ class Profile:
             "recipe": self.recipe,
             "versions": dict(self.versions),
         }
+
+    def page(self) -> str:
+        """Return it as a page."""
+        return picture.page(self.as_object())
+
+    def picture(self, path: Path) -> None:
+        """Write it as PNG. Raises InputError for a path that cannot be written."""
+        picture.picture(self.as_object(), path)
 
     def blocks(self) -> list[BlockObject]:
         """Return what each block holds at the peak of the step, and last all that is outside of them."""

@@ -17,6 +17,7 @@ from bigtrain.recompute.offload import CudaCopies, Offloader
 from bigtrain.recompute.operators import compiled_contexts
 from bigtrain.recompute.policy import Policy, check_device, resolve
 from bigtrain.recompute.tape import Tape
+from bigtrain.uncompiled import leave_out
 
 STATE = "_recompute"
 """The attribute of a block that holds its policy."""
@@ -32,14 +33,17 @@ class Recompute:
         self.policy: Policy = "none"
         self.offloader: Offloader | None = None
         self.compiled: Compiled | None = None
+        self.size: int | None = None
         self.run = plain
         """What is checkpointed: the plain forward, compiled if the block is not compiled around its recomputation."""
 
-    def set(self, policy: Policy, offloader: Offloader | None, compiled: Compiled | None) -> None:
+    def set(
+        self, policy: Policy, offloader: Offloader | None, compiled: Compiled | None, size: int | None = None
+    ) -> None:
         """Take a policy; `run` is compiled where recomputation calls compiled code, rather than being part of it."""
-        self.policy, self.offloader, self.compiled = policy, offloader, compiled
+        self.policy, self.offloader, self.compiled, self.size = policy, offloader, compiled, size
         inside = compiled is not None and (policy == "offload" or (policy == "full" and compiled == "parts"))
-        self.run = torch.compile(self.plain, dynamic=True) if inside else self.plain
+        self.run = by_size(self.plain, size) if inside else self.plain
 
     @property
     def around(self) -> bool:
@@ -49,7 +53,7 @@ class Recompute:
     def __deepcopy__(self, memo: dict[int, Any]) -> Recompute:
         """Serve a copy of the block: its own forward, compiled anew."""
         copy = Recompute(deepcopy(self.plain, memo))
-        copy.set(self.policy, self.offloader, self.compiled)
+        copy.set(self.policy, self.offloader, self.compiled, self.size)
         return copy
 
 
@@ -59,6 +63,7 @@ def apply(
     *,
     device: torch.device | str | None = None,
     compiled: Compiled | None = None,
+    size: int | None = None,
 ) -> None:
     """Make blocks recompute in training: `none`, `selective`, `full`, `offload`, or a list with one for each block.
 
@@ -67,7 +72,9 @@ def apply(
     plain forward runs. `device` is where the blocks will train; without it, where their parameters are.
 
     `compiled` compiles each block too: "whole" as one graph, which recomputes inside itself, an error if it cannot be
-    one; "parts" for blocks that break the graph, which run their compiled parts again, all of them.
+    one; "parts" for blocks that break the graph, which run their compiled parts again, all of them. `size` is the first
+    dim of what blocks get first in training, where that is always the same: code for that size is compiled beside the
+    code for any.
     Raises InputError for what is no list of modules or an empty one, a list of the wrong length, an unknown name,
     `offload` on another device than CUDA, and `selective` with "parts": compiled code does not show which products it
     holds.
@@ -83,12 +90,18 @@ def apply(
             "recompute.policy: 'selective' needs blocks that compile as one graph; use full, or train.compile=false"
         )
     offloader = Offloader(CudaCopies(where)) if "offload" in policies else None
+    if compiled is not None:
+        leave_out()
     for block, name in zip(modules, policies, strict=True):
-        follow(block, name, offloader if name == "offload" else None, compiled)
+        follow(block, name, offloader if name == "offload" else None, compiled, size)
 
 
 def follow(
-    block: nn.Module, policy: Policy, offloader: Offloader | None = None, compiled: Compiled | None = None
+    block: nn.Module,
+    policy: Policy,
+    offloader: Offloader | None = None,
+    compiled: Compiled | None = None,
+    size: int | None = None,
 ) -> None:
     """Make one block follow a policy; `offloader` moves the block's input for `offload`."""
     recompute: Recompute | None = block.__dict__.get(STATE)
@@ -101,9 +114,27 @@ def follow(
         block.forward = MethodType(_forward, block)
     if recompute.around:
         block._compiled_call_impl = None
-    recompute.set(policy, offloader, compiled)
+    recompute.set(policy, offloader, compiled, size)
     if recompute.around:
-        block.compile(dynamic=True, fullgraph=compiled == "whole")
+        # As `block.compile` does, which takes one way to compile.
+        block._compiled_call_impl = by_size(block._call_impl, size, fullgraph=compiled == "whole")
+
+
+def by_size(call: Callable[..., Any], size: int | None, *, fullgraph: bool = False) -> Callable[..., Any]:
+    """Return a call compiled for inputs of all sizes; of the one `size`, in training, for it alone.
+
+    Other sizes, such as those of an evaluation, are left to code of its own, so that no chain of them compiles anew.
+    """
+    of_any = torch.compile(call, dynamic=True, fullgraph=fullgraph)
+    if size is None:
+        return of_any
+    of_one = torch.compile(call, dynamic=False, fullgraph=fullgraph)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        fits = torch.is_grad_enabled() and bool(args) and isinstance(args[0], Tensor) and len(args[0]) == size
+        return (of_one if fits else of_any)(*args, **kwargs)
+
+    return run
 
 
 def _modules(blocks: Any) -> list[nn.Module]:

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
 
+from bigtrain.distributed_tensors import local_part
 from bigtrain.errors import InputError
 from bigtrain.sharding.cost import RESHARDING_STAGES, STAGES, local_shape
 from bigtrain.sharding.offload import pin, policy_of
@@ -77,7 +77,7 @@ class Sharded:
         hand_over_gradients(self.whole.values(), self.parameters.values())
 
     def _part(self, parameter: nn.Parameter) -> Part:
-        whole, shape = tuple(parameter.shape), tuple(_local(parameter.detach()).shape)
+        whole, shape = tuple(parameter.shape), tuple(local_part(parameter.detach()).shape)
         if not whole:
             return Part.of_whole(whole)
         first = min(self.shard_rank * local_shape(whole, self.shards)[0], whole[0])
@@ -130,23 +130,16 @@ def _fill(model: nn.Module, device: torch.device, rows: Mapping[str, Tensor]) ->
     for module, kept in buffers:
         module._buffers.update(kept)
     for name, parameter in model.named_parameters():
-        _local(parameter.detach()).copy_(rows[name])
+        local_part(parameter.detach()).copy_(rows[name])
 
 
 def local_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Return this rank's rows of each parameter, plain tensors in the same memory, for an optimizer; some are empty."""
-    return [nn.Parameter(_local(parameter.detach())) for parameter in parameters]
+    return [nn.Parameter(local_part(parameter.detach())) for parameter in parameters]
 
 
 def hand_over_gradients(parameters: Iterable[nn.Parameter], local: Iterable[nn.Parameter]) -> None:
     """Move the gradients of sharded parameters to what `local_parameters` returned for them."""
     for parameter, mine in zip(parameters, local, strict=True):
-        mine.grad = None if parameter.grad is None else _local(parameter.grad)
+        mine.grad = None if parameter.grad is None else local_part(parameter.grad)
         parameter.grad = None
-
-
-def _local(tensor: Tensor) -> Tensor:
-    if not isinstance(tensor, DTensor):
-        return tensor
-    local: Tensor = tensor.to_local()
-    return local

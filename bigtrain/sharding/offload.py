@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy
-from torch.distributed.tensor import DTensor
 
 from bigtrain import pinned
+from bigtrain.distributed_tensors import is_distributed
 
 
 def policy_of(offload: str) -> OffloadPolicy:
@@ -46,7 +46,7 @@ def narrow(model: nn.Module, local: Iterable[nn.Parameter], dtype: torch.dtype) 
     """
 
     def narrowed(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if isinstance(tensor, DTensor) and tensor.is_floating_point() else tensor
+        return tensor.to(dtype) if is_distributed(tensor) and tensor.is_floating_point() else tensor
 
     model._apply(narrowed)  # type: ignore[no-untyped-call]
     for parameter, mine in zip(model.parameters(), local, strict=True):

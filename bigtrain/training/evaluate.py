@@ -118,6 +118,18 @@ def evaluate(
     return Evaluation(loss / labels, correct / labels, unigram / labels, labels, score)
 
 
+def describe(found: Evaluation, step: int, *, masked: bool) -> str:
+    """Return an evaluation as a line for people."""
+    accuracy = f"accuracy {found.accuracy:.1%}, " if masked else ""
+    gain = found.unigram_loss - found.loss
+    pairs = "" if found.pairs is None else f", pairs told right {found.pairs.accuracy:.1%}"
+    return (
+        f"evaluation at step {step}: loss {found.loss:.4f}, {abs(gain):.2f} nat "
+        f"{'better' if gain >= 0 else 'worse'} than token frequencies alone ({found.unigram_loss:.4f}), "
+        f"{accuracy}perplexity {found.perplexity:.1f}{pairs}"
+    )
+
+
 NO_PAIRS = (0.0, 0.0, 0.0)
 """Of pairs: the sum of their losses, how many were told right, how many there are."""
 

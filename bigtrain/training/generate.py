@@ -21,7 +21,7 @@ from bigtrain.data.vocabulary import SPECIAL_NAMES
 from bigtrain.errors import DataError
 from bigtrain.generation.choice import Choice
 from bigtrain.generation.continuation import continue_rows
-from bigtrain.models.hf_config import kept_config, token_ids
+from bigtrain.models.hf_config import GENERATION_CONFIG, kept_config, token_ids
 from bigtrain.planner.hardware import cpu
 from bigtrain.planner.mechanisms import without_mechanisms
 from bigtrain.planner.plan import Plan, plan
@@ -55,10 +55,17 @@ class TrainedModel:
 
     @property
     def ends(self) -> frozenset[int]:
-        """Return the tokens that end a text: those that an imported config.json names, else the tokenizer's."""
-        named = token_ids(self.source.get("eos_token_id"), self.plan.model.vocab_size)
+        """Return the tokens that end a text.
+
+        Those that an imported generation_config.json names, as in transformers; else its config.json; else the
+        tokenizer's.
+        """
+        size = self.plan.model.vocab_size
+        for config in (kept_config(self.folder, GENERATION_CONFIG), self.source):
+            if named := token_ids(config.get("eos_token_id"), size):
+                return frozenset(named)
         end = special_tokens(self.tokenizer).eos
-        return frozenset(named or ([] if end is None else [end]))
+        return frozenset([] if end is None else [end])
 
 
 def load_trained(path: Path) -> TrainedModel:
@@ -84,9 +91,8 @@ def fill_masks(trained: TrainedModel, prompt: str, *, choices: int = 5) -> list[
         raise DataError(f"{trained.folder / TOKENIZER}: has none of the masks {known}; name a model that has one")
     masked = torch.eq(ids, mask).nonzero().squeeze(1)
     if not len(masked):
-        raise DataError(
-            f"--prompt: {prompt!r} has no {tokenizer.id_to_token(mask)}; put one where a word is to be guessed"
-        )
+        text = f"{prompt!r} has no {tokenizer.id_to_token(mask)}; put one where a word is to be guessed"
+        raise DataError(f"command line: --prompt: {text}")
     logits = trained.model.logits(*_flat(ids), at=masked)
     best = logits.float().softmax(-1).topk(min(choices, trained.plan.model.vocab_size))
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -148,7 +154,7 @@ def _ids(trained: TrainedModel, prompt: str) -> Tensor:
         ids = found.ids[: next((place for place in range(len(added), 0, -1) if not added[place - 1]), 0)]
     longest = trained.plan.model.max_position_embeddings
     if not ids or len(ids) > longest:
-        raise DataError(f"--prompt: {len(ids)} tokens; give 1 to {longest}")
+        raise DataError(f"command line: --prompt: {len(ids)} tokens; give 1 to {longest}")
     return torch.tensor(ids)
 
 

@@ -22,6 +22,7 @@ from bigtrain.errors import CheckpointError, Fault, ResumeError
 from bigtrain.planner.plan import Plan
 from bigtrain.terminal import tell
 from bigtrain.training.alike import check_alike
+from bigtrain.training.attention_choice import choose_attention
 from bigtrain.training.build import build_engine, build_loader
 from bigtrain.training.peak import peak_flops
 from bigtrain.training.report import REPORT_FILE, write_report
@@ -62,7 +63,10 @@ def train(plan: Plan, run_dir: str | PathLike[str], *, allowed: Sequence[str] = 
             if world.first:
                 _tell_done(folder, plan, state.step)
             return
+        attention = choose_attention(plan, state, world)
         if world.first:
+            for line in attention:
+                tell(line)
             if not is_there:
                 held.enter_context(_made(folder))
             if started_as not in (None, folder / PLAN_FILE):

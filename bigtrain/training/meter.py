@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,6 +46,20 @@ class Skips:
         return settled.skipped
 
 
+class Due(NamedTuple):
+    """A metrics row that is due: what is known of it before the device has taken its step; bytes are peaks so far."""
+
+    result: StepResult
+    step: int
+    tokens: int
+    skipped: int
+    steps: int
+    """Taken since the last row."""
+    allocated: int | None
+    reserved: int | None
+    host_bytes_peak: int
+
+
 class Meter:
     """Measure the steps of a run, against a peak in FLOP/s of all devices; evaluations and saves take no time."""
 
@@ -76,34 +90,43 @@ class Meter:
         self._begin += time.perf_counter() - begin
 
     def row(self, result: StepResult, step: int, tokens: int, skipped: int) -> dict[str, Any]:
-        """Return the metrics row of a step; rates are means over the steps since the last row. All ranks must call it.
+        """Return the metrics row of a step, which waits for the device. All ranks must call it."""
+        return self.row_of(self.due(result, step, tokens, skipped))
+
+    def due(self, result: StepResult, step: int, tokens: int, skipped: int) -> Due:
+        """Note what is known of a step's row before the device has taken the step. All ranks must call it."""
+        steps, self._steps = self._steps, 0
+        host = self._world.sum_on_host(host_bytes_peak())
+        return Due(result, step, tokens, skipped, steps, *self._device_bytes(), host)
+
+    def row_of(self, due: Due) -> dict[str, Any]:
+        """Return a metrics row, once the device has taken its step; rates are means over the steps since the last row.
 
         `loss` is in full precision. `mfu` and `hfu` are against the matrix-product rate measured on this device. The
         memory of devices is the largest of any rank, that of the host is the sum of this host's ranks.
         """
-        allocated, reserved = self._device_bytes()
-        loss, grad_norm = float(result.loss), float(result.grad_norm)
+        found = due.result.numbers
         now = time.perf_counter()
-        seconds, new_tokens = max(now - self._mark, 1e-9), tokens - self._tokens
+        seconds, new_tokens = max(now - self._mark, 1e-9), due.tokens - self._tokens
         flops = self._plan.flops_per_token * new_tokens / seconds
-        self._seconds_per_step = seconds / max(1, self._steps)
-        self._mark, self._tokens, self._steps = now, tokens, 0
+        self._seconds_per_step = seconds / max(1, due.steps)
+        self._mark, self._tokens = now, due.tokens
         return {
-            "step": step,
-            "tokens": tokens,
-            "loss": loss,
-            **{name: float(part) for name, part in result.parts.items()},
-            "grad_norm": grad_norm,
-            "learning_rate": result.learning_rate,
+            "step": due.step,
+            "tokens": due.tokens,
+            "loss": found.loss,
+            **found.parts,
+            "grad_norm": found.grad_norm,
+            "learning_rate": due.result.learning_rate,
             "tokens_per_second": new_tokens / seconds,
             "model_flops_per_second": flops,
             "mfu": flops / self._peak,
             "hfu": flops / self._peak,
-            "allocated_bytes_peak": allocated,
-            "reserved_bytes_peak": reserved,
-            "host_bytes_peak": self._world.sum_on_host(host_bytes_peak()),
-            "loss_scale": float(result.loss_scale),
-            "skipped": skipped,
+            "allocated_bytes_peak": due.allocated,
+            "reserved_bytes_peak": due.reserved,
+            "host_bytes_peak": due.host_bytes_peak,
+            "loss_scale": found.loss_scale,
+            "skipped": due.skipped,
             "seconds": now - self._begin,
         }
 

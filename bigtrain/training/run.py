@@ -18,9 +18,10 @@ from bigtrain.heartbeat import enter
 from bigtrain.planner.plan import Plan
 from bigtrain.step_result import StepResult
 from bigtrain.training.dashboard import story_of
-from bigtrain.training.evaluate import Evaluation, evaluate_plan
+from bigtrain.training.evaluate import describe, evaluate_plan
 from bigtrain.training.injected import changed, flip_asked_bit
-from bigtrain.training.meter import Meter, Skips
+from bigtrain.training.late_rows import LateRows, reads_late
+from bigtrain.training.meter import Due, Meter, Skips
 from bigtrain.training.metrics import MetricsLog, read_metrics
 from bigtrain.training.out_of_memory import memory_explained
 from bigtrain.training.progress import RunProgress
@@ -58,7 +59,9 @@ class Run:
         self._saver = saver_for(plan, store, state.engine.world)
         self._peak = peak
         self._texts = {PLAN: plan.to_yaml(), TOKENIZER: corpus.tokenizer_file.read_text(encoding="utf-8")}
-        self._skips = Skips(late=here.device.type == "cuda", **state.notes.get("skips", {}))
+        late = reads_late(here.device)
+        self._skips = Skips(late=late, **state.notes.get("skips", {}))
+        self._rows = LateRows(self._tell_row, late=late)
         self._saved_at = time.monotonic()
         self._world = state.engine.world
         self._sharing = plan.recipe.sharding.tensor_parallel
@@ -90,6 +93,9 @@ class Run:
                 if state.step < self.total_steps:
                     with self._stragglers.watched():
                         self._take_steps()
+            except BigtrainError:
+                self._rows.settle()
+                raise
             finally:
                 self._saver.close()
                 state.loader.close()
@@ -150,6 +156,7 @@ class Run:
         asked, late, flipped = self._world.max(told)
         if flipped:
             self._replicas.tell_flipped()
+        self._rows.settle()
         self._meter.count()
         skipped = self._skips.add(result)
         self._progress.advance(step)
@@ -175,12 +182,14 @@ class Run:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Leave what is done inside out of what steps take."""
+        self._rows.settle()
         with self._meter.paused(), self._stragglers.paused():
             yield
 
     def _look_for_straggler(self) -> None:
         found = self._stragglers.step()
         if found is not None:
+            self._rows.settle()
             self._progress.say(f"step {self._state.step}: {found}")
             self._write(row_of(found, self._state.step, self._state.tokens))
 
@@ -189,6 +198,7 @@ class Run:
         state, found = self._state, self._on_spike.after_update(result)
         if found is None:
             return False
+        self._rows.settle()
         if found.back_to is not None:
             if self._log is not None:
                 self._log.go_back(state.step)
@@ -203,9 +213,12 @@ class Run:
 
     def _log_step(self, result: StepResult) -> None:
         self._count_tokens()
-        row = self._meter.row(result, self._state.step, self._state.tokens, self._skips.total)
+        self._rows.add(self._meter.due(result, self._state.step, self._state.tokens, self._skips.total))
+
+    def _tell_row(self, due: Due) -> None:
+        row = self._meter.row_of(due)
         self._write(row)
-        self._progress.log(row, self._meter.seconds_left(self.total_steps - self._state.step))
+        self._progress.log(row, self._meter.seconds_left(self.total_steps - due.step))
 
     def _evaluate(self) -> None:
         enter("evaluate", self._state.step)
@@ -238,6 +251,7 @@ class Run:
 
     def _save(self, *, must: bool = False) -> None:
         """Save, or begin to; where it must be, wait until it is on the disk, or raise BigtrainError."""
+        self._rows.settle()
         self._count_tokens()
         enter("save", self._state.step)
         self._replicas.check()
@@ -250,7 +264,8 @@ class Run:
 
     def _headline(self) -> str:
         plan, ranks = self.plan, self._world.size
-        start = f"going on from step {self._state.step}" if self._state.step else "from new weights"
+        weights = "given" if plan.recipe.train.init_from else "new"
+        start = f"going on from step {self._state.step}" if self._state.step else f"from {weights} weights"
         return (
             f"{plan.recipe.name}: {plan.parameters:,} parameters, {self.total_steps} steps of "
             f"{plan.recipe.train.global_batch_size} rows x {plan.recipe.data.sequence_length} tokens in "
@@ -273,15 +288,3 @@ def lacks_evaluation(plan: Plan, folder: Path, step: int) -> bool:
     if not is_evaluated(plan, step):
         return False
     return not any(row["step"] == step and "eval_loss" in row for row in read_metrics(folder))
-
-
-def describe(found: Evaluation, step: int, *, masked: bool) -> str:
-    """Return an evaluation as a line for people."""
-    accuracy = f"accuracy {found.accuracy:.1%}, " if masked else ""
-    gain = found.unigram_loss - found.loss
-    pairs = "" if found.pairs is None else f", pairs told right {found.pairs.accuracy:.1%}"
-    return (
-        f"evaluation at step {step}: loss {found.loss:.4f}, {abs(gain):.2f} nat "
-        f"{'better' if gain >= 0 else 'worse'} than token frequencies alone ({found.unigram_loss:.4f}), "
-        f"{accuracy}perplexity {found.perplexity:.1f}{pairs}"
-    )

@@ -145,11 +145,11 @@ def _rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.gpu
-def test_cuda_agrees_with_the_cpu() -> None:
-    here, there = LossScale("cpu"), LossScale("cuda")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_device_agrees_with_the_cpu(device: str) -> None:
+    here, there = LossScale("cpu"), LossScale(device)
     for number in [1.0, float("nan"), 1.0]:
         step(here, number)
-        found = there.unscale_([torch.tensor([1.0, number], device="cuda")])
+        found = there.unscale_([torch.tensor([1.0, number], device=device)])
         there.update(found)
     assert here.state_dict() == there.state_dict()

@@ -136,13 +136,13 @@ def test_a_gradient_that_is_not_contiguous(mine: Norm, torchs: Norm) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @PAIRS
 @pytest.mark.parametrize("dtype", LOW)
-def test_cuda_agrees_with_the_cpu(mine: Norm, torchs: Norm, dtype: torch.dtype) -> None:
+def test_a_device_agrees_with_the_cpu(mine: Norm, torchs: Norm, dtype: torch.dtype, device: str) -> None:
     tensors = inputs((9, WIDTH), dtype, torch.float32)
-    on_cuda = [tensor.detach().cuda().requires_grad_() for tensor in tensors]
+    on_device = [tensor.detach().to(device, copy=True).requires_grad_() for tensor in tensors]
     mine(*tensors).float().square().sum().backward()
-    mine(*on_cuda).float().square().sum().backward()
-    for there, here in zip(on_cuda, tensors, strict=True):
+    mine(*on_device).float().square().sum().backward()
+    for there, here in zip(on_device, tensors, strict=True):
         assert float((there.grad.cpu().float() - here.grad.float()).norm() / here.grad.float().norm()) < 0.02

@@ -60,6 +60,13 @@ def test_another_recipe_is_refused_by_key(run: Path, change: str, key: str) -> N
     check_resume(run, planned(change).recipe, allowed=[key.split(".")[0]])
 
 
+def test_what_differs_is_shown_as_a_recipe_has_it(run: Path) -> None:
+    with pytest.raises(ResumeError) as caught:
+        check_resume(run, planned("train.max_grad_norm=null", "data.packing=false").recipe)
+    for line in ("data.packing: false, but true in ", "train.max_grad_norm: null, but 1.0 in "):
+        assert f"command line: {line}" in str(caught.value)
+
+
 def test_every_difference_is_told(run: Path) -> None:
     with pytest.raises(ResumeError) as caught:
         check_resume(run, planned("seed=5", "train.dropout=0.25").recipe)

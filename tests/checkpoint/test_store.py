@@ -217,7 +217,7 @@ OPERATIONS: dict[str, tuple[Any, str]] = {
     "make the folder": (Path, "mkdir"),
     "write": (tensors.DigestingFile, "write"),
     "sync a file": (tensors.DigestingFile, "close"),
-    "sync a folder": (store, "_sync_folder"),
+    "sync a folder": (store, "sync_folder"),
     "write the manifest": (manifest, "encode"),
     "move a bad one aside": (store, "_move_aside"),
     "publish": (Path, "rename"),

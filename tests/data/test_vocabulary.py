@@ -55,7 +55,8 @@ def test_absent(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as raised:
         vocabulary_size(spec, ORIGIN)
-    assert str(raised.value) == f"{ORIGIN}: data.tokenizer: no such file or folder: {spec}"
+    remedy = "name a tokenizer.json, or a folder that has one"
+    assert str(raised.value) == f"{ORIGIN}: data.tokenizer: no such file or folder: {spec}; {remedy}"
 
 
 def test_folder_without_one(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from shapes import small_shape
 from torch.export import ExportedProgram
 
-from bigtrain.config.model import NORM_EPS, ModelConfig
 from bigtrain.deployment.program import trace
 from bigtrain.models.build import build_model
 from bigtrain.models.language_model import LanguageModel
@@ -19,19 +19,7 @@ LONGEST = 24
 
 def make(family: str) -> LanguageModel:
     """Return a model whose every weight is random; heads are shared where the family can."""
-    config = ModelConfig(
-        family=family,  # type: ignore[arg-type]
-        vocab_size=100,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2 if family == "llama" else 4,
-        intermediate_size=48,
-        max_position_embeddings=LONGEST,
-        initializer_range=0.1,
-        norm_eps=NORM_EPS["gpt"],
-        tie_word_embeddings=family != "llama",
-    )
+    config = small_shape(family, max_position_embeddings=LONGEST, initializer_range=0.1)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(5)
         model = build_model(config)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from shapes import small_shape
 
-from bigtrain.config.model import NORM_EPS, ModelConfig
 from bigtrain.models.build import build_model
 from bigtrain.models.language_model import LanguageModel
 
@@ -18,19 +18,7 @@ def decoder(torch_seed: int) -> Callable[..., LanguageModel]:
     """Return a maker of small decoders: `decoder("llama", max_position_embeddings=8)`."""
 
     def make(family: str, **changes: Any) -> LanguageModel:
-        keys = {
-            "vocab_size": 100,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2 if family == "llama" else 4,
-            "intermediate_size": 48,
-            "max_position_embeddings": 40,
-            "initializer_range": 0.2,
-            "norm_eps": NORM_EPS["gpt"],
-            "tie_word_embeddings": family != "llama",
-        }
-        model = build_model(ModelConfig(family=family, **{**keys, **changes}))  # type: ignore[arg-type]
+        model = build_model(small_shape(family, **{"initializer_range": 0.2, **changes}))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name or name.endswith("bias"):

@@ -107,7 +107,7 @@ def test_the_files_beside_the_weights_come_out_as_they_came(saved: Saved, tmp_pa
 
 
 def test_a_run_starts_from_it_and_goes_on_without_it(
-    saved: Saved, tmp_path: Path, tiny_recipes: dict[str, Path]
+    saved: Saved, tmp_path: Path, tiny_recipes: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, model = saved("llama", vocab_size=310)
     gpt_tokenizer(folder)
@@ -121,6 +121,7 @@ def test_a_run_starts_from_it_and_goes_on_without_it(
     assert planned.parameters == sum(parameter.numel() for parameter in model.parameters())
     check_init_from(planned)
     bigtrain.train(planned, tmp_path / "run")
+    assert ", from given weights\n" in capsys.readouterr().out
     export_folder(tmp_path / "run", tmp_path / "out")
     before, after = tensors_of(folder), tensors_of(tmp_path / "out")
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -202,8 +203,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_made(saved: Saved, tmp_path
     for keys, text in (
         ({"architectures": ["T5Model"]}, "architectures: T5Model; supported are BertForMaskedLM, "),
         ({"auto_map": {"AutoModel": "m.M"}}, "auto_map: names code"),
-        ({"hidden_act": "relu"}, "hidden_act: 'relu' is not supported"),
-        ({"num_hidden_layers": 3}, "bert.encoder.layer.2"),
+        ({"hidden_act": "relu"}, rf"^{folder / 'config.json'}: hidden_act: 'relu' is not supported"),
+        ({"num_hidden_layers": 3}, rf"^{folder}: bert.encoder.layer.2"),
         ({"initializer_range": -1.0}, "config.json: initializer_range: -1.0"),
     ):
         change(folder, **keys)

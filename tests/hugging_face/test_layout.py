@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from shapes import small_shape
 from torch import Tensor
 
 from bigtrain.checkpoint import manifest
 from bigtrain.checkpoint.stored import StoredTensors, file_name
 from bigtrain.checkpoint.tensors import write_bytes, write_tensors
-from bigtrain.config.model import NORM_EPS, ModelConfig
+from bigtrain.config.model import ModelConfig
 from bigtrain.errors import CheckpointError
 from bigtrain.hugging_face.layout import own_outlines, their_outlines
 from bigtrain.hugging_face.source import read_tensors
@@ -22,21 +23,6 @@ from bigtrain.models.shape import shared_products
 from bigtrain.sharding.part import Part
 
 FAMILIES = ("bert", "gpt", "llama")
-
-
-def shape(family: str, **changes: object) -> ModelConfig:
-    keys: dict[str, object] = {
-        "vocab_size": 100,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2 if family == "llama" else 4,
-        "intermediate_size": 48,
-        "max_position_embeddings": 40,
-        "norm_eps": NORM_EPS[family],
-        "tie_word_embeddings": family != "llama",  # type: ignore[index]
-    }
-    return ModelConfig(family=family, **{**keys, **changes})  # type: ignore[arg-type]
 
 
 def state(config: ModelConfig) -> dict[str, Tensor]:
@@ -97,7 +83,7 @@ def cut_by_heads(config: ModelConfig, tensors: dict[str, Tensor]) -> list[tuple[
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", (True, False))
 def test_what_leaves_is_what_the_whole_model_would_be(tmp_path: Path, torch_seed: int, family: str, tied: bool) -> None:
-    config = shape(family, tie_word_embeddings=tied)
+    config = small_shape(family, tie_word_embeddings=tied)
     tensors = state(config)
     _, right = to_hugging_face(config, tensors)
     cuts = {"one": [(tensors, {})], "rows": cut_by_rows(tensors, 3), "heads": cut_by_heads(config, tensors)}
@@ -112,7 +98,7 @@ def test_what_leaves_is_what_the_whole_model_would_be(tmp_path: Path, torch_seed
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_comes_in_is_the_built_model_with_zeros_as_padding(tmp_path: Path, torch_seed: int, family: str) -> None:
-    config = shape(family, vocab_size=90)
+    config = small_shape(family, vocab_size=90)
     tensors = state(config)
     _, theirs = to_hugging_face(config, tensors)
     save_file(theirs, tmp_path / "model.safetensors")
@@ -127,7 +113,7 @@ def test_what_comes_in_is_the_built_model_with_zeros_as_padding(tmp_path: Path, 
 
 
 def test_the_widest_types_come_first(tmp_path: Path, torch_seed: int) -> None:
-    config = shape("bert")
+    config = small_shape("bert")
     tensors = {name: tensor if "norm" in name else tensor.bfloat16() for name, tensor in state(config).items()}
     outlines = their_outlines(config, checkpoint(tmp_path / "run", [(tensors, {})]))
     sizes = [outline.dtype.itemsize for outline in outlines.values()]
@@ -136,7 +122,7 @@ def test_the_widest_types_come_first(tmp_path: Path, torch_seed: int) -> None:
 
 
 def test_types_that_weights_cannot_have_are_refused(tmp_path: Path) -> None:
-    config = shape("llama")
+    config = small_shape("llama")
     _, theirs = to_hugging_face(config, state(config))
     save_file(theirs | {"model.norm.weight": torch.ones(32, dtype=torch.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight: of type I8; use F32, BF16 or F16"):

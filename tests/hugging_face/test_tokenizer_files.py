@@ -72,6 +72,13 @@ def test_what_is_kept_is_bounded_and_nothing_else_is_read(tmp_path: Path, monkey
     (tmp_path / "tokenizer.model").mkdir()
     kept = {"source-tokenizer.json": b"tokenizer.json", "vocab.txt": b"vocab.txt", "merges.txt": b"merges.txt"}
     assert read_kept(tmp_path) == kept
+    for text, fault in (("[5]", "not a JSON object"), ("{", "Expecting")):
+        (tmp_path / "generation_config.json").write_text(text)
+        with pytest.raises(
+            InputError, match=rf"generation_config\.json: {fault}.*; put the model's own there, or remove"
+        ):
+            read_kept(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
     monkeypatch.setattr(tokenizer_files, "LARGEST_TOKENIZER_BYTES", 9)
     with pytest.raises(InputError, match=r"merges\.txt: larger than 0 MiB; put the model's own there"):
         read_kept(tmp_path)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from shapes import small_shape
 from torch.profiler import ProfilerActivity, profile
 
-from bigtrain.config.model import NORM_EPS, ModelConfig
+from bigtrain.config.model import ModelConfig
 
 FAMILIES = ("bert", "gpt", "llama")
 VOCAB_SIZE = 100
@@ -21,19 +22,7 @@ def tiny() -> Callable[..., ModelConfig]:
     """Return a maker of small shapes: `tiny("llama", num_hidden_layers=1)`."""
 
     def make(family: str, **changes: Any) -> ModelConfig:
-        keys = {
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2 if family == "llama" else 4,
-            "intermediate_size": 48,
-            "max_position_embeddings": 40,
-            "initializer_range": 0.1,
-            "norm_eps": NORM_EPS[family],
-            "tie_word_embeddings": family != "llama",
-        }
-        return ModelConfig(family=family, **{**keys, **changes})
+        return small_shape(family, **{"vocab_size": VOCAB_SIZE, "initializer_range": 0.1, **changes})
 
     return make
 

@@ -140,12 +140,14 @@ def test_a_head_dim_of_its_own_is_refused(tiny):
         ({}, "none given; supported are BertForMaskedLM, BertForPreTraining, GPT2LMHeadModel, LlamaForCausalLM"),
         ({"architectures": ["BertForNextSentencePrediction"]}, "BertForNextSentencePrediction; supported are"),
         ({"architectures": ["LLamaForCausalLM"]}, "did you mean 'LlamaForCausalLM'?"),
+        ({"architectures": ["DistilBertForMaskedLM"]}, "DistilBertForMaskedLM; supported are"),
     ],
 )
 def test_architectures_that_are_not_supported(config_json, text):
     with pytest.raises(InputError) as caught:
         config_from_json(config_json)
     assert text in str(caught.value)
+    assert ("did you mean" in str(caught.value)) == ("did you mean" in text)
 
 
 @pytest.mark.parametrize(

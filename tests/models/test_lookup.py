@@ -196,12 +196,12 @@ def test_one_matrix_of_gradients_lives_where_autograd_would_hold_two(tiny, torch
     assert counts == {True: (made, made), False: (made + 1, made + 1)}
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_on_cuda_every_run_gives_the_same_bits(torch_seed, dtype):
-    index = torch.randint(0, 20, (4096,), device="cuda")
-    weight = torch.randn(V, 64, device="cuda", dtype=dtype, requires_grad=True)
-    slopes, left = (torch.randn(count, 64, device="cuda", dtype=dtype) for count in (4096, V))
+def test_every_run_gives_the_same_bits(torch_seed, dtype, device):
+    index = torch.randint(0, 20, (4096,), device=device)
+    weight = torch.randn(V, 64, device=device, dtype=dtype, requires_grad=True)
+    slopes, left = (torch.randn(count, 64, device=device, dtype=dtype) for count in (4096, V))
     found = []
     for _ in range(5):
         lookup = Lookup()

@@ -127,12 +127,12 @@ def final_loss(state: str, weights: str) -> float:
     return sum(losses[-20:]) / 20
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("there", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("weights", MASTER_WEIGHTS)
-def test_a_gpu_gives_the_cpus_numbers(state: str, weights: str) -> None:
+def test_a_device_gives_the_cpus_numbers(state: str, weights: str, there: str) -> None:
     results = []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", there):
         dtype = torch.float32 if weights == "fp32" else torch.bfloat16
         parameters = [nn.Parameter(p.detach().to(device)) for p in starts(dtype)]
         optimizer = AdamW(groups(parameters), state=state, master_weights=weights)

@@ -89,7 +89,7 @@ def test_policies_are_ordered(family: str, rates: Any) -> None:
     """By what the device does; of small blocks on a GPU, Python may take longer and `selective` the most."""
     block = work(family, rates, dropout=0.1).block(batch(64))
     again = {policy: added.seconds for policy, added in block.recompute.items()}
-    assert again["none"] == 0
+    assert (again["none"] == 0) == (rates.kind == "cuda")
     assert 0 < again["selective"] < again["full"]
     assert again["offload"] == again["full"]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bigtrain.errors import InputError
 from bigtrain.memory.record import Recording
 from bigtrain.memory.report import MemoryReport
-from bigtrain.profiling.output import check_writable, present
+from bigtrain.profiling.output import check_writable, present, profiled
 from bigtrain.profiling.result import Predicted, Profile
 from bigtrain.profiling.steps import Measured
 
@@ -26,6 +27,14 @@ def profile() -> Profile:
     return Profile(
         "tiny", "a CPU", Predicted(memory, recording, "step 1", 0.5), Measured(memory, recording, "step 1", 1)
     )
+
+
+def test_a_profile_is_of_memory_or_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigtrain.profiling.recipe.profile_recipe", lambda plan: (plan, "memory"))
+    monkeypatch.setattr("bigtrain.profiling.step_time.time_recipe", lambda plan: (plan, "time"))
+    plan: Any = object()
+    assert profiled(plan, of_time=False) == (plan, "memory")
+    assert profiled(plan, of_time=True) == (plan, "time")
 
 
 def test_a_table(profile: Profile, capsys: pytest.CaptureFixture[str]) -> None:

@@ -347,6 +347,32 @@ def test_compiled_blocks_hold_no_more_than_eager_ones(host_copies: Any, policy: 
 
 @torchs_warnings
 @pytest.mark.slow
+@pytest.mark.parametrize("policy", ["none", "selective"])
+def test_blocks_of_one_size_compile_once_and_other_sizes_once_more(policy: str) -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    blocks = nn.ModuleList(Dense(broken=False) for _ in range(12))
+    recompute.apply(blocks, policy, compiled="whole", size=16)
+
+    def graphs_after(rows: int, *, training: bool = True) -> int:
+        x = torch.ones(rows, 64, requires_grad=training)
+        with torch.set_grad_enabled(training):
+            for block in blocks.train(training):
+                x = block(x)
+        if training:
+            x.sum().backward()
+        return int(counters["stats"]["unique_graphs"])
+
+    assert graphs_after(16) == 1
+    assert [graphs_after(rows) for rows in (24, 7, 16, 40)] == [2, 2, 2, 2]
+    assert [graphs_after(rows, training=False) for rows in (16, 9)] == [3, 3]
+    assert graphs_after(16) == 3
+
+
+@torchs_warnings
+@pytest.mark.slow
 def test_a_graph_break_in_a_whole_block_is_an_error() -> None:
     torch._dynamo.reset()
     stack = Stack(broken=True)
@@ -389,12 +415,19 @@ def measured(model: nn.Module) -> int:
     return most
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("policy", ["selective", "full", "offload"])
-def test_on_cuda(subject: Make, policy: str) -> None:
-    model = subject("gpt", layers=6, width=512)
-    model.model.cuda()
-    model.batch = {name: value.cuda() if isinstance(value, Tensor) else value for name, value in model.batch.items()}
+@pytest.mark.parametrize(
+    ("policy", "device"),
+    [
+        ("selective", "cpu"),
+        *(pytest.param(name, "cuda", marks=pytest.mark.gpu) for name in ("selective", "full", "offload")),
+    ],
+)
+def test_on_a_device(subject: Make, policy: str, device: str) -> None:
+    model = subject("gpt", layers=6, width=512 if device == "cuda" else 64)
+    model.model.to(device)
+    model.batch = {
+        name: value.to(device) if isinstance(value, Tensor) else value for name, value in model.batch.items()
+    }
     plain = model.step()
     recompute.apply(model.blocks, policy)
     assert all(torch.equal(one, other) for one, other in zip(plain, model.step(), strict=True))

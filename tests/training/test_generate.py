@@ -98,7 +98,11 @@ def test_a_model_of_a_lean_run_says_something(tiny_recipes: dict[str, Path], tmp
 
 
 def imported(folder: Path, family: Any, words: list[str], frame: str = "$A", **keys: Any) -> TrainedModel:
-    """Return an imported model that knows these words, which its tokenizer puts into a frame."""
+    """Return an imported model that knows these words, which its tokenizer puts into a frame.
+
+    `keys` go into config.json, those of `generation` into generation_config.json.
+    """
+    generation = keys.pop("generation", {})
     config = ModelConfig(family, len(words), 32, 1, 2, 2, 64, 16)
     config_json, tensors = to_hugging_face(config, build_model(config).state_dict())
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
@@ -108,6 +112,7 @@ def imported(folder: Path, family: Any, words: list[str], frame: str = "$A", **k
     (folder / "theirs").mkdir(parents=True)
     (folder / "theirs" / "tokenizer.json").write_text(tokenizer.to_str())
     (folder / "theirs" / "config.json").write_text(json.dumps({**config_json, **keys}))
+    (folder / "theirs" / "generation_config.json").write_text(json.dumps(generation))
     save_file(tensors, folder / "theirs" / "model.safetensors")
     import_folder(folder / "theirs", folder / "in")
     return load_trained(folder / "in")
@@ -123,8 +128,10 @@ def test_an_imported_decoder_reads_and_ends_as_its_folder_says(tmp_path: Path, m
         return own(model, rows, **options)
 
     monkeypatch.setattr(generate, "continue_rows", noted)
-    for number, (eos, ends) in enumerate((([5, 6], {5, 6}), (5, {5}), (None, {2}), (99, {2}))):
-        model = imported(tmp_path / str(number), "llama", words, "begin $A </s>", eos_token_id=eos)
+    cases = (([5, 6], None, {5, 6}), (5, None, {5}), (None, None, {2}), (99, 99, {2}), (5, [2, 6], {2, 6}))
+    for number, (eos, generation, ends) in enumerate(cases):
+        keys = {"eos_token_id": eos, "generation": {"eos_token_id": generation}}
+        model = imported(tmp_path / str(number), "llama", words, "begin $A </s>", **keys)
         continue_text(model, "red green", tokens=3)
         assert asked.pop() == ([[1, 3, 4]], ends)
     with pytest.raises(DataError, match="0 tokens"):

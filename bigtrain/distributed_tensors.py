@@ -13,7 +13,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 
@@ -23,7 +22,7 @@ def is_distributed(tensor: Any) -> TypeGuard[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def is_sharded(model: nn.Module) -> TypeGuard[FSDPModule]:
+def is_sharded(model: nn.Module) -> bool:
     """Tell whether `fully_shard` has taken this module."""
     module = sys.modules.get("torch.distributed.fsdp")
     return module is not None and isinstance(model, module.FSDPModule)

@@ -32,7 +32,7 @@ def marked(model: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
         for name in blocks:
             _mark_forward(hooks, model.get_submodule(name), name)
         if is_sharded(model):
-            _mark_gathered(hooks, model, blocks)  # type: ignore[arg-type] - it is a module too
+            _mark_gathered(hooks, model, blocks)
         else:
             for name, parameter in model.named_parameters():
                 _mark_gradient(hooks, parameter, place_of(name, blocks))

@@ -135,7 +135,8 @@ class Source:
         return self._draw.permutation(self._cut(parts * low))
 
     def _cut(self, lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.rint(lengths.clip(SHORTEST, self._length)).astype(np.int64)
+        cut: np.ndarray[Any, Any] = np.rint(lengths.clip(SHORTEST, self._length)).astype(np.int64)
+        return cut
 
     def _packed_documents(self) -> list[dict[str, Any]]:
         from bigtrain.data.packing import pack

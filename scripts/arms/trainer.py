@@ -29,7 +29,7 @@ def run(job: Job) -> dict[str, Any]:
     rows, tokens = Source(plan, job).rows()
     clock, sums = Clock(plan.hardware.kind, job.steps), []
 
-    class Timed(transformers.Trainer):  # type: ignore[misc]
+    class Timed(transformers.Trainer):
         """A Trainer whose losses are kept: it returns each micro-batch's share of its step's mean."""
 
         def training_step(self, *arguments: Any, **named: Any) -> Any:
@@ -37,23 +37,23 @@ def run(job: Job) -> dict[str, Any]:
             sums.append(loss)
             return loss
 
-    class Ends(transformers.TrainerCallback):  # type: ignore[misc]
+    class Ends(transformers.TrainerCallback):
         def on_step_end(self, *_arguments: Any, **_named: Any) -> None:
             clock.step(sum(sums))
             sums.clear()
 
     with TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(**_arguments(plan, job, folder, clock.steps), **extra)
+        model = _model(plan, job)
         trainer = Timed(
-            model=_model(plan, job),
+            model=model,
             args=arguments,
             train_dataset=rows,
             callbacks=[Ends()],
             data_collator=padded if job.mode == "documents" else None,
         )
-        attention = trainer.model.config._attn_implementation
         trainer.train()
-    return {**clock.result(tokens), "attention": attention, "optimizer": str(arguments.optim)}
+    return {**clock.result(tokens), "attention": model.config._attn_implementation, "optimizer": str(arguments.optim)}
 
 
 def _arguments(plan: Any, job: Job, folder: str, steps: int) -> dict[str, Any]:

@@ -1,26 +1,36 @@
-"""Write the key by key tables into docs/coming_from_*.md; with --check, only say whether they are up to date.
+"""Write generated tables into README.md and docs/*.md; with --check, only say whether they are up to date.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; the translations read the same rows.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. Those of keys have the rows that translations
+read, those of speed come from what is measured under benchmarks/.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+
+import speed_tables
 
 from bigtrain.translation.tables import DEEPSPEED, NANOGPT, TRAINER, markdown
 
-DOCS = Path(__file__).parent.parent / "docs"
-TABLES = {"deepspeed": DEEPSPEED, "trainer": TRAINER, "nanogpt": NANOGPT}
-_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+ROOT = Path(__file__).parent.parent
+TABLES: dict[str, Callable[[], Iterable[str]]] = {
+    "deepspeed": partial(markdown, DEEPSPEED),
+    "trainer": partial(markdown, TRAINER),
+    "nanogpt": partial(markdown, NANOGPT),
+    **speed_tables.TABLES,
+}
+_TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
     """Return a page with its tables as they are now."""
 
     def table(found: re.Match[str]) -> str:
-        lines = "\n".join(markdown(TABLES[found[2]]))
+        lines = "\n".join(TABLES[found[2]]())
         return f"{found[1]}\n{lines}\n\n{found[3]}"
 
     return _TABLE.sub(table, text)
@@ -29,12 +39,12 @@ def filled(text: str) -> str:
 def main() -> int:
     """Return 1 if --check is given and a page is stale, else 0."""
     stale = 0
-    for page in sorted(DOCS.glob("coming_from_*.md")):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = page.read_text(encoding="utf-8")
         if (new := filled(text)) == text:
             continue
         if "--check" in sys.argv[1:]:
-            print(f"stale: docs/{page.name}; run python scripts/generate_tables.py")
+            print(f"stale: {page.name}; run python scripts/generate_tables.py")
             stale = 1
         else:
             page.write_text(new, encoding="utf-8")

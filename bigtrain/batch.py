@@ -4,7 +4,8 @@ Rows on their way in: `input_ids` and `labels` (B, T), `document_lengths` (B, D)
 is left of a row is padding. Flat on their way into a model: `input_ids` and `position_ids` (N,), `cu_seqlens` (K+1,)
 int32, `max_seqlen`, a plain int, and the labels: where less than half of the tokens have one, `labels` and
 `label_positions` (M,) of those that do, otherwise `labels` (N,) of all. Where documents are pairs of texts, rows also
-hold `segment_ids` (B, T), flat (N,), and `next_sentence_labels` (B, D), flat (K,).
+hold `segment_ids` (B, T), flat (N,), and `next_sentence_labels` (B, D), flat (K,). Where shapes are static, there are
+more of each at the end: tokens and labels that do not count, and documents without tokens.
 """
 
 from __future__ import annotations

@@ -103,8 +103,9 @@ class Engine:
         return nullcontext()
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        """Yield what each forward pass gets, on the model's device; packed rows come out unpadded.
+        """Yield what each forward pass gets, on the model's device; packed rows come out as one flat row.
 
+        That has no padding; where a recipe's shapes are static, on CUDA, it is filled with documents without a label.
         `batch` holds this rank's rows in host memory. Micro-batches that have no label on any rank are left out.
         Raises DataError if no row has one.
         """

@@ -57,16 +57,22 @@ class SideCopies:
         self._computed.append(compute.record_event())
         if len(self._computed) > AHEAD:
             self._computed.popleft().synchronize()
+        aside = {name: value for name, value in batch.items() if _is_strided(value)}
         with torch.cuda.stream(self._stream):
-            moved = batches.move(pinned(batch), self._device)
+            moved = batches.move(pinned(aside), self._device)
         compute.wait_stream(self._stream)
         for value in moved.values():
-            if isinstance(value, torch.Tensor):
-                value.record_stream(compute)  # its memory belongs to the other stream
-        return moved
+            value.record_stream(compute)  # its memory belongs to the other stream
+        # Of others nobody knows what memory they hold: they stay on the stream that computes.
+        rest = batches.move({name: value for name, value in batch.items() if name not in aside}, self._device)
+        return {name: moved[name] if name in moved else rest[name] for name in batch}
 
 
 def pinned(batch: Batch) -> dict[str, Any]:
-    """Return host tensors in pinned memory, which torch keeps until copies out of it are done."""
-    on_host = {name for name, value in batch.items() if isinstance(value, torch.Tensor) and value.device.type == "cpu"}
-    return {name: value.pin_memory() if name in on_host else value for name, value in batch.items()}
+    """Return host tensors in pinned memory, which torch keeps until copies out of it are done; sparse ones stay."""
+    on_host = {name for name, value in batch.items() if _is_strided(value) and value.device.type == "cpu"}
+    return {name: value.contiguous().pin_memory() if name in on_host else value for name, value in batch.items()}
+
+
+def _is_strided(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided

@@ -16,25 +16,26 @@ from torch.nn.functional import pad
 
 from bigtrain.batch import IGNORED_LABEL, PAIR_LABELS
 from bigtrain.memory.predict import micro_batch
+from bigtrain.models.attention_cost import LEAST_DOCUMENTS
+from bigtrain.planner.module_plan import ModulePlan
 from bigtrain.planner.plan import Plan
-
-LEAST_DOCUMENTS = 64
-"""Places for documents in a flat batch, at least."""
 
 
 class StaticShapes:
     """Fill flat batches to the shape that rows of their size always have; `labels_per_row` where they are gathered.
 
-    The places for documents are the next power of two above the most that a batch had so far: a bound that no row can
-    exceed would be far above, and attention's kernels begin some work for each place. So they grow a few times at most,
-    and places without a document are documents of length 0 at the end, which change no result.
+    The places for `documents` double when a batch has more: a bound that no row can exceed would be far above, and
+    attention's kernels begin some work, and hold some memory, for each place. So they grow a few times at most, and
+    places without a document are documents of length 0 at the end, which change no result.
     """
 
-    def __init__(self, labels_per_row: int | None = None, tokens: int | None = None) -> None:
+    def __init__(
+        self, labels_per_row: int | None = None, tokens: int | None = None, documents: int = LEAST_DOCUMENTS
+    ) -> None:
         self._labels_per_row = labels_per_row
         self.tokens = tokens
         """Of a plan's micro-batches, whose rows are all there."""
-        self.documents = LEAST_DOCUMENTS
+        self.documents = documents
 
     def fill(self, flat: Mapping[str, Any], rows: int, row_length: int) -> dict[str, Any]:
         """Return a flat batch, as `bigtrain.batch.unpad` makes it, of so many rows of so many positions, filled up.
@@ -80,11 +81,14 @@ class StaticShapes:
 
 
 def static_shapes(plan: Plan) -> StaticShapes | None:
-    """Return what fills a plan's flat batches: on CUDA, where documents are packed; elsewhere nothing does."""
-    if plan.hardware.kind != "cuda" or not plan.recipe.data.packing:
+    """Return what fills a plan's flat batches: on CUDA, where documents are packed; elsewhere nothing does.
+
+    Nor of a model that no recipe describes: nobody said what its rows are like.
+    """
+    if plan.hardware.kind != "cuda" or not plan.recipe.data.packing or isinstance(plan, ModulePlan):
         return None
-    one = micro_batch(plan.recipe, 1)
-    return StaticShapes(one.labels if one.gathered else None, plan.micro_batch_size * one.tokens)
+    one, all_rows = (micro_batch(plan.recipe, rows) for rows in (1, plan.micro_batch_size))
+    return StaticShapes(one.labels if one.gathered else None, all_rows.tokens, all_rows.documents)
 
 
 def _cut(tokens: int, longest: int) -> list[int]:

@@ -11,7 +11,7 @@ with each round; all start from the same weights and train on the same rows (scr
 optimizer. An arm that cannot run is written down as such, with why.
 
 One line of JSON a round and arm, and a summary at the end, appended to --output. Started again, it goes on: rounds that
-the file has of the same job, device and commit are not measured again.
+the file has of the same job, device and commit are not measured again, nor arms that ran out of memory or time.
 """
 
 from __future__ import annotations
@@ -33,10 +33,15 @@ from arms.job import MODES, WARM_UP_STEPS, CannotRun, Job
 from arms.works import WORKS
 from provenance import provenance
 
+from bigtrain.spawner import die_with_parent
+
 ARMS = {"bigtrain": "ours", "hf": "trainer", "hf-compile": "trainer", "hf-deepspeed": "trainer", "plain": "plain"}
 SEARCH_STEPS = 3
 LEAST_GAIN = 0.98
 """A larger micro-batch is tried while the last one was at least this fast, against the best so far."""
+SETTLED = ("took longer", "out of memory")
+"""How reasons begin for which an arm is not tried again: it would take as long once more."""
+
 OUT_OF_MEMORY = ("out of memory", "OutOfMemoryError", "DoesNotFit", "can't allocate memory")
 
 Line = dict[str, Any]
@@ -46,11 +51,12 @@ def main() -> None:
     """Run the rounds that are missing, and sum up."""
     options = _options()
     if options.child:
+        die_with_parent(options.parent)
         print("RESULT " + json.dumps(run_child(options.child, Job.from_json(options.job))))
         return
     with tempfile.TemporaryDirectory() as folder:
         job = replace(_job(options), folder=folder)
-        facts = in_process("facts", job)
+        facts = in_process("facts", job, seconds=options.timeout)
         if "not_run" in facts:
             raise SystemExit(f"nothing was measured: {facts['not_run']}")
         Measurement(options, job, facts).run()
@@ -82,7 +88,7 @@ class Measurement:
         search: Line = {}
         if self._options.micro_batch == "best":
             job, search = self._best(job)
-        found = self._in_process(arm, job)
+        found = search if "not_run" in search else self._in_process(arm, job)
         rates = {} if "not_run" in found else results.rates(found, self._facts)
         sizes = {"micro_batch_size": job.rows, "accumulation_steps": job.accumulation}
         return {"arm": arm, "round": number, **self._about(), **sizes, **search, **found, **rates}
@@ -90,7 +96,8 @@ class Measurement:
     def _best(self, job: Job) -> tuple[Job, Line]:
         """Return the job with the fastest micro-batch: the one given, doubled until it is slower or does not fit.
 
-        The rows of a step stay, as long as they make whole micro-batches; beyond that they grow.
+        The rows of a step stay, as long as they make whole micro-batches; beyond that they grow. Where the one given
+        does not run, what is found says so.
         """
         known = next((line for line in self._lines if line["arm"] == job.arm and "tried" in line), None)
         if known is not None:
@@ -100,11 +107,13 @@ class Measurement:
         while rows <= self._options.most_rows:
             shorter = replace(_with_rows(job, rows), steps=SEARCH_STEPS)
             found = self._in_process(job.arm, shorter)
+            if "not_run" in found and not tried:
+                return job, {"tried": {}, "not_run": found["not_run"]}
             if "not_run" in found or found["tokens_per_second"] < LEAST_GAIN * max([0.0, *tried.values()]):
                 break
             tried[rows] = found["tokens_per_second"]
             rows *= 2
-        best = max(tried, key=lambda size: tried[size]) if tried else job.rows
+        best = max(tried, key=lambda size: tried[size])
         return _with_rows(job, best), {"tried": tried}
 
     def _in_process(self, arm: str, job: Job) -> Line:
@@ -112,8 +121,9 @@ class Measurement:
 
     def _about(self) -> Line:
         options, facts, job = self._options, self._facts, self._job
-        named = ("hardware", "precision", "dropout", "parameters", "flops_per_token", "attended_length", "same_weights",
-                 "peak_flops_per_second", "measured_flops_per_second", "predicted_tokens_per_second")  # fmt: skip
+        named = ("hardware", "precision", "dropout", "attention_dropout", "parameters", "flops_per_token",
+                 "attended_length", "same_weights", "peak_flops_per_second", "measured_flops_per_second",
+                 "predicted_tokens_per_second", "rates")  # fmt: skip
         return {
             "work": options.work or job.recipe,
             "mode": job.mode,
@@ -132,10 +142,11 @@ class Measurement:
     def _is_of_this(self, line: Line) -> bool:
         same_device = line.get("hardware", {}).get("name") == self._facts["hardware"]["name"]
         same = line.get("job") == self._key() and line.get("commit") == self._made_by["commit"] and same_device
-        return same and "round" in line and "not_run" not in line and not self._options.again
+        settled = line.get("not_run", SETTLED[0]).startswith(SETTLED)
+        return same and "round" in line and settled and not self._options.again
 
     def _has(self, arm: str, number: int) -> bool:
-        """Tell whether a round was measured; an arm that could not run is tried again when all is started again."""
+        """Tell whether a round was measured; an arm that could not run is not tried again in this call."""
         mine = [line for line in self._lines if line["arm"] == arm]
         return any(line["round"] == number or "not_run" in line for line in mine)
 
@@ -165,7 +176,7 @@ def in_process(arm: str, job: Job, kind: str = "cpu", seconds: float | None = No
     from bigtrain.launcher import worker_environment
 
     environment = worker_environment(kind) if arm == "bigtrain" else dict(os.environ)
-    argv = [sys.executable, __file__, "--child", arm, "--job", job.to_json()]
+    argv = [sys.executable, __file__, "--child", arm, "--job", job.to_json(), "--parent", str(os.getpid())]
     try:
         ran = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -218,6 +229,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="a file of JSON lines that is added to")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, default=os.getppid(), help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
     if options.work is None and options.recipe is None and options.child is None:
         parser.error("give --work or a recipe")

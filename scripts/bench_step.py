@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from arms.ours import train
 from arms.works import WORKS
 from provenance import provenance
 
+from bigtrain.spawner import die_with_parent
+
 UNTIMED = ["train.eval_every=null", "checkpoint.every_steps=null", "checkpoint.every_minutes=null"]
 ENDLESS = ["train.tokens=null", "train.epochs=null", "train.steps=1000000"]
 MEDIANS = ("tokens_per_second", "seconds_per_step", "host_bytes_peak", "outside_share", "loader_tokens_per_core_second",
@@ -40,6 +43,7 @@ def main() -> None:
     """Run the rounds, and sum up."""
     options = _options()
     if options.child:
+        die_with_parent(options.parent)
         print("RESULT " + json.dumps(run(Job.from_json(options.child), _plan(options))))
         return
     about = {"work": options.work or options.recipe, "overrides": options.overrides, "mode": options.mode}
@@ -70,6 +74,7 @@ def run(job: Job, plan: Any) -> Line:
         "hardware": machine(plan),
         "precision": plan.recipe.amp.precision,
         "dropout": plan.recipe.train.dropout,
+        "attention_dropout": plan.recipe.train.attention_dropout,
         "micro_batch_size": plan.micro_batch_size,
         "accumulation_steps": plan.accumulation_steps,
         **found,
@@ -110,6 +115,7 @@ def _in_process(options: argparse.Namespace) -> Line:
     work = ["--work", options.work] if options.work else []
     recipe = [options.recipe] if options.recipe else []
     argv = [sys.executable, __file__, *recipe, *options.overrides, *work, "--child", job.to_json()]
+    argv += ["--parent", str(os.getpid())]
     environment = worker_environment("cuda" if _has_cuda() else "cpu")
     ran = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
     lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
@@ -135,6 +141,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="a file of JSON lines that is added to")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, default=os.getppid(), help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
     if options.work is None and options.recipe is None:
         parser.error("give a recipe or --work")

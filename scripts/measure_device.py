@@ -7,8 +7,8 @@
 
 Every configuration runs in a process of its own and is written to benchmarks/measured/DEVICE/NAME.json at once: stop it
 at any time, started again it goes on. CI holds all predictions against these files without a GPU. A configuration that
-fails is written too, with its error, and measured again next time. It needs no network and no data: rows are drawn.
-Ends with 0 when all are measured, with 75 where some are left, with 1 where some failed.
+fails is written too, with its error, and measured again once no other is left. It needs no network and no data: rows
+are drawn. Ends with 0 when all are measured, with 75 where some are left, with 1 where some failed.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def main() -> int:
 
 
 def _measure_all(chosen: list[Case], folder: Path, hardware: Any, end: float) -> int:
-    """Measure what has no file yet; return the exit code."""
+    """Measure what has no file yet, then what failed before; return the exit code."""
     failed = 0
-    for name, keys in [case for case in chosen if not _is_measured(folder / f"{case[0]}.json")]:
+    left = [case for case in chosen if not _is_measured(folder / f"{case[0]}.json")]
+    for name, keys in sorted(left, key=lambda case: (folder / f"{case[0]}.json").is_file()):
         if time.monotonic() + CASE_SECONDS / 4 > end:
             print("out of time; start again to go on", flush=True)
             return UNFINISHED

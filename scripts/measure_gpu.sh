@@ -7,23 +7,28 @@
 #     scripts/measure_gpu.sh tests device        these parts alone
 #     scripts/measure_gpu.sh --list              the parts, and how far they are
 #     scripts/measure_gpu.sh --any-code          what other code has measured counts as done
+#     OUT=/tmp/m scripts/measure_gpu.sh --seconds 560 --pack SOMEWHERE/m.tar.gz
+#                                                all results in one file too, written anew after each part: where only
+#                                                few files can be brought away. It is unpacked first where OUT is empty
 #
 # A part that is done is left out when this is started again with the same code, one that was cut goes on, one that
 # failed is tried again once nothing else is left, and stops no other. Ends with 0 when all is done, with 75 when there
 # is more to do, with 1 when only failures are left, with 2 without a CUDA device.
 #
-# PYTHON is what runs it (default: python), OUT where results go (default: benchmarks/measured/DEVICE), ROUNDS how often
-# arms run in turn (default: 3), SOURCES a name of this code (default: a digest of it). To go on with what was measured
-# elsewhere, copy it to OUT first. Nothing is downloaded.
+# PYTHON is what runs it (default: python, or python3), OUT where results go (default: benchmarks/measured/DEVICE), ROUNDS how often
+# arms run in turn (default: 3), SOURCES a name of this code (default: a digest of it), COMMIT its commit where this is no
+# checkout. To go on with what was measured elsewhere, copy it to OUT first. Paths are absolute, or of the repository.
+# Nothing is downloaded.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python}
-BUDGET=570 LEAST_OF_ALL='' ANY_CODE='' LIST='' WANTED=()
+PYTHON=${PYTHON:-$(command -v python || command -v python3 || echo python)}
+BUDGET=570 LEAST_OF_ALL='' ANY_CODE='' LIST='' PACK='' WANTED=()
 GRACE=10 # seconds from the end of a part's time until it is killed
 while [ $# -gt 0 ]; do
     case $1 in
         --seconds) BUDGET=$2 && shift ;;
         --least) LEAST_OF_ALL=$2 && shift ;;
+        --pack) PACK=$2 && shift ;;
         --any-code) ANY_CODE=yes ;;
         --list) LIST=yes ;;
         -*) echo "error: command line: $1: no such option; see the head of scripts/measure_gpu.sh" >&2 && exit 2 ;;
@@ -39,6 +44,7 @@ OUT=${OUT:-benchmarks/measured/$DEVICE}
 SOURCES=${SOURCES:-$(find bigtrain recipes scripts tests -type f -not -name '*.pyc' | LC_ALL=C sort | tr '\n' '\0' |
     xargs -0 sha256sum | sha256sum | cut -c1-12)}
 COMMIT=$(git rev-parse --short=12 HEAD 2>/dev/null || echo "${COMMIT:-unknown}")
+export SOURCES COMMIT # every result says them
 
 NAMES=()
 declare -A MOST LEAST NEEDS COMMAND RESULTS
@@ -55,34 +61,42 @@ BASE='torch numpy pydantic yaml rich'
 ARMS='hf hf-compile plain hf-deepspeed'
 ROUNDS=${ROUNDS:-3}
 
-speed() { # NAME MOST LEAST ROUNDS STEPS WORK ARM...
+speed() { # NAME MOST LEAST ROUNDS STEPS WORK ARM... OPTION...
     part "$1" "$2" "$3" "$BASE" "speed/$1.jsonl" "$PYTHON" scripts/bench_against.py --work "$6" --rounds "$4" \
         --steps "$5" --timeout 400 --output "$OUT/speed/$1.jsonl" --arms bigtrain "${@:7}"
 }
 
+profile() { # NAME RECIPE ROWS
+    local to="$OUT/profile/$1"
+    part "$1" 300 60 "$BASE tokenizers" "profile/$1.*" bash -c '"${@:2}" >"$1.new" && mv "$1.new" "$1"' profile \
+        "$to.json" "$PYTHON" -m bigtrain profile "$2" --time --json --html "$to.html" data.source=embedded \
+        data.subset=null train.micro_batch_size="$3" train.global_batch_size="$3"
+}
+
 # Those that tell most come first: whether it is right, how fast it is, what others do beside it.
-FIRST='tests/test_same_run.py tests/test_on_devices.py'
-REST=$(grep -rlE 'mark\.gpu|ON_DEVICES' tests --include='test_*.py' | grep -vE 'test_(same_run|on_devices)\.py' |
+FIRST='tests/test_same_run.py tests/test_on_devices.py tests/test_steps_on_devices.py'
+REST=$(grep -rlE 'mark\.gpu|ON_DEVICES' tests --include='test_*.py' | grep -vE 'test_(same_run|.*on_devices)\.py' |
     LC_ALL=C sort | tr '\n' ' ')
 # shellcheck disable=SC2086
-part tests 300 60 "$BASE pytest tokenizers" 'tests/passed' "$PYTHON" -m pytest -q -m gpu -p passed_before \
-    -p no:cacheprovider -o addopts=--import-mode=importlib --passed-before "$OUT/tests/passed" $FIRST $REST
+part tests 300 60 "$BASE pytest pytest_timeout hypothesis tokenizers transformers" 'tests/passed' "$PYTHON" -m pytest \
+    -q -m gpu -p passed_before -p no:cacheprovider -o addopts=--import-mode=importlib -o timeout=120 \
+    --continue-on-collection-errors --passed-before "$OUT/tests/passed" $FIRST $REST
 speed ours-bert-large-512 200 60 1 15 bert-large-512
 part memory 300 40 "$BASE" 'memory/rows.json' "$PYTHON" scripts/bench_memory.py cuda --output "$OUT/memory/rows.json"
 speed ours-bert-large-128 200 60 1 15 bert-large-128
 speed ours-gpt2-124m 200 60 1 15 gpt2-124m
 speed ours-gpt2-xl 250 90 1 8 gpt2-xl
 speed ours-llama-7b 400 150 1 5 llama-7b
+speed bert-large-512-documents 580 100 "$ROUNDS" 15 bert-large-512 hf plain --mode documents --mean-length 256
+speed bert-large-512-best 580 300 1 15 bert-large-512 --micro-batch best
 # shellcheck disable=SC2086
 {
     speed bert-large-512 580 100 "$ROUNDS" 15 bert-large-512 $ARMS
     speed bert-large-128 580 100 "$ROUNDS" 15 bert-large-128 $ARMS
     speed gpt2-124m 580 100 "$ROUNDS" 15 gpt2-124m $ARMS
 }
-part profile-bert 300 60 "$BASE tokenizers" '' "$PYTHON" -m bigtrain profile bert_large --time data.source=embedded \
-    data.subset=null train.micro_batch_size=64 train.global_batch_size=64
-part profile-gpt 300 60 "$BASE tokenizers" '' "$PYTHON" -m bigtrain profile gpt2_124m --time data.source=embedded \
-    data.subset=null train.micro_batch_size=32 train.global_batch_size=32
+profile profile-bert bert_large 64
+profile profile-gpt gpt2_124m 32
 part device 580 40 "$BASE" '*.json' "$PYTHON" scripts/measure_device.py --output "$OUT" --seconds '{left}'
 # shellcheck disable=SC2086
 {
@@ -93,7 +107,10 @@ part device 580 40 "$BASE" '*.json' "$PYTHON" scripts/measure_device.py --output
 for name in "${WANTED[@]}"; do
     [[ " ${NAMES[*]} " == *" $name "* ]] || { echo "error: command line: $name: none of ${NAMES[*]}" >&2 && exit 2; }
 done
-mkdir -p "$OUT/parts" "$OUT/logs" "$OUT/speed" "$OUT/tests" "$OUT/memory" || exit 2
+if [ -f "$PACK" ] && [ -z "$(ls -A "$OUT" 2>/dev/null)" ]; then
+    { mkdir -p "$OUT" && tar -xzf "$PACK" -C "$OUT"; } || exit 2
+fi
+mkdir -p "$OUT/parts" "$OUT/logs" "$OUT/speed" "$OUT/tests" "$OUT/memory" "$OUT/profile" || exit 2
 
 # One line a part in OUT/parts/NAME: state, exit code, seconds of all calls, digest of the sources, commit.
 state_of() {
@@ -121,6 +138,11 @@ print(*(name for name in sys.argv[1:] if find_spec(name) is None))' $1
 keep() { # NAME STATE EXIT SECONDS
     echo "$2 $3 $4 $SOURCES $COMMIT" >"$OUT/parts/$1.new"
     mv "$OUT/parts/$1.new" "$OUT/parts/$1"
+}
+
+pack() { # all of OUT into one file, which is whole at any time
+    [ -z "$PACK" ] && return
+    { tar -czf "$PACK.new" -C "$OUT" . && mv "$PACK.new" "$PACK"; } || echo "error: $PACK: could not be written" >&2
 }
 
 set_aside() { # NAME: what other code has measured, which would be gone on from
@@ -162,13 +184,14 @@ run_those() { # STATE...: once each wanted part in one of these states, while th
         [ $((BUDGET - SECONDS)) -ge "${LEAST[$name]}" ] && [[ " $WAITING " != *" $name "* ]] || continue
         ran=0
         run_part "$name"
+        pack
     done
     return $ran
 }
 
 summary() {
     local name state rest
-    printf '%-16s %-9s %5s %8s  %s\n' part state exit seconds missing
+    printf '%-24s %-9s %5s %8s  %s\n' part state exit seconds missing
     for name in "${NAMES[@]}"; do
         is_wanted "$name" || continue
         state=$(state_of "$name") rest=''
@@ -178,7 +201,7 @@ summary() {
             cut) rest='the rest: start again to go on' ;;
             failed) rest="see $OUT/logs/$name.log: $(tail -n 1 "$OUT/logs/$name.log" 2>/dev/null | cut -c1-100)" ;;
         esac
-        printf '%-16s %-9s %5s %8s  %s\n' "$name" "$state" "$(field_of "$name" 2)" "$(field_of "$name" 3)" "$rest"
+        printf '%-24s %-9s %5s %8s  %s\n' "$name" "$state" "$(field_of "$name" 2)" "$(field_of "$name" 3)" "$rest"
     done
     echo "$DEVICE, commit $COMMIT, sources $SOURCES"
 }
@@ -190,10 +213,11 @@ if [ -z "$LIST" ]; then
     done
     while run_those missing outdated cut; do :; done
     for name in $FAILED; do
-        is_wanted "$name" && [ $((BUDGET - SECONDS)) -ge "${LEAST[$name]}" ] && run_part "$name"
+        is_wanted "$name" && [ $((BUDGET - SECONDS)) -ge "${LEAST[$name]}" ] && run_part "$name" && pack
     done
 fi
 summary | tee "$OUT/summary.txt"
+pack
 code=0
 for name in "${NAMES[@]}"; do
     is_wanted "$name" || continue

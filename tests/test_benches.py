@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -78,15 +79,17 @@ def test_documents_have_the_mean_length_and_are_packed_or_padded(bench: Any, fam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt", "bert"])
-def test_bigtrain_and_transformers_agree_about_the_loss(bench: Any, family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "accumulation"), [("gpt", 1), ("bert", 2)])
+def test_bigtrain_and_transformers_agree_about_the_loss(
+    bench: Any, family: str, accumulation: int, tmp_path: Path
+) -> None:
     """Rows, weights, optimizer and learning rate are the same, so that only the speed differs; so is the loop by hand's
     model, whose compilation would take longer than the rest."""
     import torch
     from arms import ours, plain
     from arms.facts import write_weights
 
-    job = tiny(bench, family, folder=str(tmp_path))
+    job = tiny(bench, family, folder=str(tmp_path), rows=4 // accumulation, accumulation=accumulation)
     plan = job.plan()
     write_weights(plan, tmp_path)
     with torch.no_grad():
@@ -113,9 +116,10 @@ def test_the_step_of_a_recipe_is_timed_on_its_own_rows(bench: Any, corpus_file: 
 
 
 FACTS = {
-    "hardware": {"kind": "cpu", "name": "some", "cores": 2}, "precision": "fp32", "dropout": 0.0, "parameters": 1,
-    "flops_per_token": 10, "attended_length": 48, "same_weights": True, "peak_flops_per_second": None,
-    "measured_flops_per_second": 1000.0, "predicted_tokens_per_second": 1.0,
+    "hardware": {"kind": "cpu", "name": "some", "cores": 2}, "precision": "fp32", "dropout": 0.0,
+    "attention_dropout": 0.0, "rates": "measured here", "parameters": 1, "flops_per_token": 10,
+    "attended_length": 48, "same_weights": True,
+    "peak_flops_per_second": None, "measured_flops_per_second": 1000.0, "predicted_tokens_per_second": 1.0,
 }  # fmt: skip
 
 
@@ -156,6 +160,26 @@ def test_rounds_that_are_there_are_not_measured_again(
     assert len(path.read_text().splitlines()) == len(lines) + 2
 
 
+def test_an_arm_without_the_memory_or_the_time_is_not_tried_in_every_call(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    reasons = {"hf": "took longer than 400 s", "plain": "out of memory with micro-batches of 4"}
+
+    def run(arm: str, *_: Any) -> dict[str, Any]:
+        asked.append(arm)
+        return {"not_run": reasons[arm]} if arm in reasons else found(200.0)
+
+    monkeypatch.setattr(bench, "in_process", run)
+    path = tmp_path / "a.jsonl"
+    for _ in range(2):
+        bench.Measurement(options(output=path, rounds=2), tiny(bench), FACTS).run()
+    assert asked == ["bigtrain", "hf", "plain", "bigtrain"]
+    assert json.loads(path.read_text().splitlines()[-1])["summary"]["hf"] == {"not_run": reasons["hf"]}
+    bench.Measurement(options(output=path, rounds=1, again=True), tiny(bench), FACTS).run()
+    assert asked[4:] == ["bigtrain", "hf", "plain"]
+
+
 def test_a_line_that_is_torn_is_cut_off(bench: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     bench.results.append(path, {"a": 1})
@@ -179,6 +203,130 @@ def test_the_best_micro_batch_is_searched_once(bench: Any, monkeypatch: pytest.M
     measurement.run()
     assert asked == [4, 8, 16, 32, 8, 8]
     assert [(line["micro_batch_size"], line["accumulation_steps"]) for line in measurement._lines] == [(8, 2)] * 2
+
+
+def test_where_the_first_micro_batch_does_not_run_that_is_the_result(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def run(_arm: str, job: Any, *_: Any) -> dict[str, Any]:
+        asked.append(job.rows)
+        return {"not_run": "exit 1: no"}
+
+    monkeypatch.setattr(bench, "in_process", run)
+    best = options(arms=["bigtrain"], rounds=2, micro_batch="best")
+    measurement = bench.Measurement(best, tiny(bench), FACTS)
+    measurement.run()
+    (line,) = measurement._lines
+    assert asked == [4] and (line["not_run"], line["tried"]) == ("exit 1: no", {})
+
+
+@pytest.mark.parametrize("script", ["bench_against", "bench_step"])
+def test_a_process_of_an_arm_ends_with_the_one_that_started_it(bench: Any, script: str) -> None:
+    """Which is not the one that is named here."""
+    import importlib
+
+    module = importlib.import_module(script)
+    died: list[int] = []
+
+    def die(parent: int) -> None:
+        died.append(parent)
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "die_with_parent", die)
+        patch.setattr(sys, "argv", [script, "recipe", "--child", "bigtrain", "--parent", "77"])
+        with pytest.raises(SystemExit):
+            module.main()
+        told = stop_at_start(patch)
+        if script == "bench_against":
+            module.in_process("bigtrain", tiny(bench), seconds=3)
+        else:
+            with pytest.raises(SystemExit):
+                module._in_process(Namespace(recipe="r", overrides=[], work=None, mode="full", steps=1))
+    assert died == [77]
+    assert told[-1][told[-1].index("--parent") + 1] == str(os.getpid())
+
+
+def stop_at_start(patch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Have processes fail as soon as they are started; return how they are called."""
+    told: list[list[str]] = []
+
+    def run(argv: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        told.append(argv)
+        return subprocess.CompletedProcess(argv, 1, "", "")
+
+    patch.setattr(subprocess, "run", run)
+    return told
+
+
+def test_the_facts_have_the_time_of_an_arm(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds: list[Any] = []
+
+    def run(argv: list[str], *, timeout: float, **_: Any) -> None:
+        seconds.append(timeout)
+        raise subprocess.TimeoutExpired(argv, timeout)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["bench_against", "--work", "gpt-small-cpu", "--timeout", "400"])
+    with pytest.raises(SystemExit, match="nothing was measured: took longer than 400 s"):
+        bench.main()
+    assert seconds == [400]
+
+
+def test_the_facts_predict_by_what_they_have_measured(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from arms.facts import facts
+
+    from bigtrain.training import peak
+
+    monkeypatch.setenv("BIGTRAIN_CACHE", str(tmp_path / "cache"))
+    rates = (2e9, 1e9, 1e9, 1e9, 1e6)
+    monkeypatch.setattr(peak, "measure", lambda *_: dict(zip(peak.MEASURES, rates, strict=True)))
+    job = tiny(bench, folder=str(tmp_path), overrides=(*TINY, "train.attention_dropout=0.25"))
+    said = facts(job)
+    assert (said["rates"], said["measured_flops_per_second"]) == ("measured here", 2e9)
+    assert said["predicted_tokens_per_second"] == facts(job)["predicted_tokens_per_second"]
+    assert (said["dropout"], said["attention_dropout"]) == (0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"),
+    [
+        ("gpt", ("resid_pdrop", "embd_pdrop", "attn_pdrop")),
+        ("bert", ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+        ("llama", ("attention_dropout",)),
+    ],
+)
+def test_models_that_are_not_shared_drop_what_the_recipe_says(
+    bench: Any, family: str, keys: tuple[str, ...], tmp_path: Path
+) -> None:
+    from arms import trainer
+
+    overrides = (*TINY, *(["model.family=llama"] if family == "llama" else []))
+    job = tiny(bench, "bert" if family == "bert" else "gpt", folder=str(tmp_path), overrides=overrides, arm="hf")
+    model = trainer._model(job.plan(), job)
+    assert [getattr(model.config, key) for key in keys] == [0.0] * len(keys)
+    assert getattr(model, "accepts_loss_kwargs", None) is (False if family == "bert" else None)
+
+
+def test_what_a_result_was_made_with_is_told_without_a_checkout(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import provenance
+
+    monkeypatch.setattr(provenance, "_git", lambda *_: "")
+    monkeypatch.delenv("SOURCES", raising=False)
+    monkeypatch.delenv("COMMIT", raising=False)
+    found = provenance.provenance()
+    assert (found["commit"], found["edited"], "sources" in found) == ("", None, False)
+    monkeypatch.setenv("COMMIT", "abc")
+    monkeypatch.setenv("SOURCES", "def")
+    found = provenance.provenance()
+    assert (found["commit"], found["edited"], found["sources"]) == ("abc", None, "def")
+    monkeypatch.setattr(provenance, "_git", lambda *arguments: "123" if arguments[0] == "rev-parse" else "")
+    found = provenance.provenance()
+    assert (found["commit"], found["edited"]) == ("123", False)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 WORKS = ["bert-large-512", "bert-large-128", "gpt2-124m", "gpt2-xl", "llama-7b"]
-PARTS = ["tests", "ours-bert-large-512", "memory", *(f"ours-{work}" for work in WORKS[1:]), *WORKS[:3], "profile-bert",
-         "profile-gpt", "device", *WORKS[3:]]  # fmt: skip
+PARTS = ["tests", "ours-bert-large-512", "memory", *(f"ours-{work}" for work in WORKS[1:]), "bert-large-512-documents",
+         "bert-large-512-best", *WORKS[:3], "profile-bert", "profile-gpt", "device", *WORKS[3:]]  # fmt: skip
 MORE, KILLED = 75, 124
 
 STUB = r"""#!/usr/bin/env bash
@@ -110,11 +111,11 @@ def test_only_failures_left_end_with_1(machine: Machine) -> None:
 
 def test_what_takes_too_long_is_ended_and_nothing_begins_that_has_no_time(machine: Machine) -> None:
     machine.will("memory", "0 100")
-    code, asked, table = machine.measure("--seconds", "3", "--least", "2", "memory", "device", "llama-7b")
+    code, asked, table = machine.measure("--seconds", "7", "--least", "3", "memory", "device", "llama-7b")
     assert (code, asked) == (MORE, ["memory"])
     assert states(table) == {"memory": "cut", "device": "missing", "llama-7b": "missing"}
     assert table["memory"].split()[2] == f"{KILLED}"
-    assert 2 <= int(table["memory"].split()[3]) <= 6
+    assert 3 <= int(table["memory"].split()[3]) <= 10
     assert machine.measure("--seconds", "30", "memory")[:2] == (MORE, [])  # it has a least time of its own
     assert machine.measure("memory")[:2] == (0, ["memory"])
 
@@ -155,6 +156,84 @@ def test_what_is_asked_of_the_parts(machine: Machine) -> None:
     assert " --work llama-7b --rounds 3 " in machine.commands["llama-7b"]
     assert machine.commands["llama-7b"].endswith(" --arms bigtrain hf hf-compile plain hf-deepspeed")
     assert machine.commands["ours-llama-7b"].endswith(" --arms bigtrain")
+    assert " -o timeout=120 --continue-on-collection-errors " in machine.commands["tests"]
+    assert "tests/test_steps_on_devices.py" in tests
+    assert len(set(names := [name for name in tests if name.endswith(".py")])) == len(names)
+    documents = machine.commands["bert-large-512-documents"]
+    assert documents.endswith(" --arms bigtrain hf plain --mode documents --mean-length 256")
+    assert machine.commands["bert-large-512-best"].endswith(" --rounds 1 --steps 15 --timeout 400 --output "
+        f"{machine.out}/speed/bert-large-512-best.jsonl --arms bigtrain --micro-batch best")  # fmt: skip
+    assert f" --time --json --html {machine.out}/profile/profile-bert.html " in machine.commands["profile-bert"]
+    assert (machine.out / "profile" / "profile-bert.json").read_text() == "profile-bert said so\n"
+
+
+def test_the_options_of_the_parts_are_those_of_the_script(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    import bench_against
+
+    machine.measure("bert-large-512-documents", "bert-large-512-best", "--seconds", "1000")
+    for part, said in (
+        ("documents", (["bigtrain", "hf", "plain"], "documents", 256, "equal")),
+        ("best", (["bigtrain"], None, None, "best")),
+    ):
+        monkeypatch.setattr(sys, "argv", machine.commands[f"bert-large-512-{part}"].split())
+        found = bench_against._options()
+        assert (found.arms, found.mode, found.mean_length, found.micro_batch) == said
+
+
+def test_a_profile_that_was_cut_leaves_no_torn_file(machine: Machine) -> None:
+    machine.will("profile-bert", f"{KILLED}")
+    assert machine.measure("profile-bert")[0] == MORE
+    assert not (machine.out / "profile" / "profile-bert.json").exists()
+
+
+def test_all_results_are_in_one_file_after_each_part_and_unpacked_elsewhere(machine: Machine, tmp_path: Path) -> None:
+    pack = tmp_path / "m.tar.gz"
+    machine.will("device", f"0 1; tar -tzf {pack} >{tmp_path}/meanwhile")
+    stub = machine.stub / "python"
+    stub.write_text(STUB.replace('sleep "$seconds"', 'eval "sleep $seconds"'))
+    assert machine.measure("memory", "device", "--pack", str(pack))[:2] == (0, ["memory", "device"])
+    assert "./parts/memory" in (tmp_path / "meanwhile").read_text().splitlines()
+    assert sorted(file.name for file in tmp_path.glob("m.*")) == ["m.tar.gz"]
+    machine.out = tmp_path / "elsewhere"
+    assert machine.measure("memory", "device", "--pack", str(pack))[:2] == (0, [])
+    assert machine.measure("memory", "device", "profile-gpt", "--pack", str(pack))[:2] == (0, ["profile-gpt"])
+    assert machine.measure("memory", "--pack", str(tmp_path / "absent" / "m.tar.gz"))[:2] == (0, [])
+    assert "m.tar.gz: could not be written" in machine.errors
+
+
+def test_python3_where_there_is_no_python(tmp_path: Path) -> None:
+    for name in (
+        "dirname",
+        "find",
+        "sort",
+        "tr",
+        "xargs",
+        "sha256sum",
+        "cut",
+        "git",
+        "grep",
+        "ls",
+        "mkdir",
+        "tail",
+        "tee",
+    ):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\necho stub-device\n")
+    python.chmod(0o755)
+    environment = {"PATH": str(tmp_path), "OUT": str(tmp_path / "out")}
+    argv = [str(shutil.which("bash")), str(REPOSITORY / "scripts" / "measure_gpu.sh"), "--list"]
+    ran = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == MORE and "\nstub-device, commit " in ran.stdout
+
+
+def test_results_say_of_which_sources_they_are(machine: Machine) -> None:
+    stub = machine.stub / "python"
+    stub.write_text(STUB.replace('echo "$part said so"', 'echo "$part: $SOURCES $COMMIT"'))
+    machine.measure("memory")
+    said = (machine.out / "logs" / "memory.log").read_text().split()
+    assert said[:2] == ["memory:", "thiscode"] and len(said[2]) >= 7
 
 
 def test_without_a_device_nothing_is_measured(machine: Machine) -> None:

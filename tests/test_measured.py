@@ -174,6 +174,40 @@ def test_rows_on_cuda_are_held_against_what_is_wanted(
     assert json.loads(output.read_text())["cuda_measured"][name].get("at_most_gib") == (None if gib is None else 2.0)
 
 
+@pytest.mark.parametrize(("gib", "code"), [(1.9, 0), (2.1, 1)])
+def test_a_row_on_cuda_that_holds_too_much_fails_each_time(
+    memory_script: Any, gib: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bigtrain.planner.hardware import of_name
+
+    name, output, asked = "AdamW quality, 4 x 512", tmp_path / "rows.json", []
+
+    def measured(keys: list[str], *_: Any) -> dict[str, Any]:
+        asked.append(keys)
+        return {"measured": {"allocated_bytes_peak": int(gib * 2**30)}}
+
+    monkeypatch.setattr("measure_device.in_process", measured)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("bigtrain.planner.hardware.cuda_devices", lambda: of_name("h200"))
+    monkeypatch.setattr(memory_script, "CUDA", {name: memory_script.CUDA[name]})
+    monkeypatch.setattr(memory_script, "_predicted_on_cuda", lambda *_: {})
+    assert [memory_script.rows_on_cuda(output) for _ in range(2)] == [code, code]
+    assert len(asked) == 1
+
+
+def test_what_failed_waits_for_what_was_never_tried(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bigtrain.planner.hardware import cpu
+
+    asked: list[str] = []
+    monkeypatch.setattr(script, "in_process", lambda keys, *_: asked.extend(keys) or {"error": "out of memory"})
+    script._write(tmp_path / "a.json", {"name": "a", "error": "out of memory"})
+    script._write(tmp_path / "b.json", {"name": "b", "measured": {}})
+    script._measure_all([(name, [name]) for name in "abcd"], tmp_path, cpu(), time.monotonic() + 1000)
+    assert asked == ["c", "d", "a"]
+
+
 def test_it_goes_on_where_it_stopped(script: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     assert not script._is_measured(path)

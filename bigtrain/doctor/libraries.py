@@ -70,7 +70,8 @@ def _flash_attention() -> Finding:
     there = find_spec("flash_attn") is not None
     there = there or find_spec("flash_attn_interface") is not None
     if there:
-        return ok("flash-attn", "present: a run on a GPU times it beside torch's own attention, and takes the faster")
+        text = "present: a run on a GPU that compiles no blocks (train.compile: false) times it beside torch's own"
+        return ok("flash-attn", f"{text} attention, and takes the faster")
     return ok("flash-attn", "absent, not needed: attention is torch's own")
 
 

@@ -19,6 +19,7 @@ from bigtrain.memory.layout import layout_of, local_shapes, tensor_shapes
 from bigtrain.memory.record import END, Events
 from bigtrain.memory.report import CAUSES, MemoryReport
 from bigtrain.memory.state import device_parts, matrices, update_bytes
+from bigtrain.models.attention_cost import document_places
 from bigtrain.models.cost import MicroBatch, ModelCost
 from bigtrain.models.operations_cost import FLOAT, Numbers, Operations
 from bigtrain.models.shape import loss_chunk_tokens
@@ -102,12 +103,13 @@ def micro_batch(recipe: Recipe, micro_batch_size: int) -> MicroBatch:
     """Return what a forward pass gets when every row is full."""
     length = recipe.data.sequence_length
     tokens = micro_batch_size * length
+    documents = document_places(micro_batch_size, length, packed=recipe.data.packing)
     if recipe.train.objective == "clm":
-        return MicroBatch(tokens, tokens, length, gathered=False)
+        return MicroBatch(tokens, tokens, length, gathered=False, documents=documents)
     labels = micro_batch_size * max(1, round(recipe.train.masking_probability * length))
     gathered = 2 * labels < tokens
     pairs = micro_batch_size if recipe.train.objective == "mlm_nsp" else 0
-    return MicroBatch(tokens, labels if gathered else tokens, length, gathered, pairs)
+    return MicroBatch(tokens, labels if gathered else tokens, length, gathered, pairs, documents)
 
 
 def numbers(recipe: Recipe, *, accumulated: bool, slow_bf16: bool) -> Numbers:
@@ -163,8 +165,9 @@ class Step:
         budget = recipe.memory.budget
         assert micro != "auto" and budget != "auto"
         self._recipe, self._model, self._ledger, self._device = recipe, model, ledger, device
-        self._workspace_bytes, self._ahead = workspace_bytes, device == "cuda"
+        self._workspace_bytes = workspace_bytes
         self._accumulated, self._world_size = share > micro, world_size
+        self._ahead = device == "cuda" and self._accumulated
         self._released = recipe.optimizer.gradient_release is True
         self._batch = micro_batch(recipe, micro)
         self._layout = layout = layout_of(recipe, world_size)
@@ -186,7 +189,7 @@ class Step:
         """The optimizer's states by parameter, and its work buffers under no name."""
         self._gradients: dict[str, Storage] = {}
         self._fed: list[Storage] = []
-        """The batch, which lies there until the next one does; on CUDA, where copies run ahead, two of them."""
+        """The batch, which lies there until the next one does."""
 
     def run(self) -> None:
         """Hold the state, run the micro-batches and the update."""
@@ -226,7 +229,8 @@ class Step:
         size = buffer_bytes(
             self._recipe, self._model, accumulated=self._accumulated, device=self._device, world_size=self._world_size
         )
-        self._held[""] = [self._ledger.hold(size, "temporaries")]
+        before = self._cost.batch(self._batch) if self._ahead else []  # is let go of a micro-batch late
+        self._held[""] = [self._ledger.hold(size, "temporaries"), *before]
 
     def _hold_state(self, name: str) -> None:
         """Hold what the optimizer keeps of a parameter on the device."""
@@ -239,12 +243,11 @@ class Step:
             self._run_passes(recording, last=index == self._micro_batches - 1)
         self._enter(recording, "update")
         self._run_updates()
-        self._fed = self._fed if self._ahead else []
+        self._fed = []
 
     def _run_passes(self, recording: Events | None = None, *, last: bool) -> None:
         self._enter(recording, "forward")
-        fed = self._cost.batch(self._batch)
-        self._fed = self._fed[-len(fed) :] + fed if self._ahead else fed
+        self._fed = self._cost.batch(self._batch)
         self._sharding.enter(last=last)
         loss, gradient = self._cost.loss(self._batch, self._run_block)
         self._enter(recording, "backward")

@@ -1,7 +1,7 @@
 """What attention inside documents holds, forward and backward, on a ledger. No torch.
 
 The order of allocations is that of `attention.py`. N tokens of the flat row, H query heads, K key and value heads,
-D numbers per head, L tokens of a document.
+D numbers per head, L tokens of a document, P places for documents.
 """
 
 from __future__ import annotations
@@ -10,6 +10,23 @@ from dataclasses import dataclass
 
 from bigtrain.ledger import Backward, Gradients, Storage, Value
 from bigtrain.models.operations_cost import FLOAT, Operations
+
+PLACE_ROWS = 128
+"""Rows that flash attention's backward pass keeps free after each place for a document."""
+
+LEAST_DOCUMENTS, TYPICAL_DOCUMENT = 8, 512
+"""Places for documents of packed rows, at least, and the tokens for which there is one more than there are rows."""
+
+
+def document_places(rows: int, row_length: int, *, packed: bool) -> int:
+    """Return for how many documents a flat batch of so many rows has places, before any data asks for more.
+
+    A row that is not packed holds one. Of packed ones, cut from texts of common lengths, some hold several.
+    """
+    if not packed:
+        return rows
+    expected = rows + rows * row_length // TYPICAL_DOCUMENT
+    return max(LEAST_DOCUMENTS, 1 << (expected - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,7 @@ class Attention:
     longest: int
     causal: bool
     dropout: float = 0.0
+    documents: int = 1
 
     def __call__(self, x: Value) -> Value:
         """Attend; keeps the input, the output, and an fp32 number for each token and head.
@@ -34,17 +52,31 @@ class Attention:
         return Composed(self)(x) if self.dropout else self._in_place(x)
 
     def _fused(self, x: Value) -> Value:
-        """Run one kernel for all documents."""
+        """Run one kernel for all documents; its backward pass adds up gradients in fp32, a place after the other."""
         ledger, (H, K), size = self.operations.ledger, self.heads, x.size
         out, sums = ledger.product(self._numbers(self.tokens, H)), ledger.hold(self.tokens * H * FLOAT)
 
         def backward(grad: Storage, kept: list[Storage]) -> Gradients:
             parts = [ledger.hold(self._numbers(self.tokens, heads), "temporaries") for heads in (H, K, K)]
+            ledger.passing(*self._accumulators())
             dx = ledger.hold(size, "temporaries")
             del parts
             return Gradients([dx], [])
 
         return ledger.made(out, [x], ledger.keep([x.storage, out, sums]), backward)
+
+    def _accumulators(self) -> list[int]:
+        """Return the bytes of what the kernel's backward pass adds up in, (N + 128 P) rows of H heads.
+
+        And of the gradients of keys and values for each query head, where heads share them. In fp32, and with dropout,
+        that kernel does not run. Source: aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
+        """
+        if not self.operations.numbers.low or self.dropout:
+            return []
+        (H, K), D = self.heads, self.head_dim
+        rows, step = self.tokens + PLACE_ROWS * self.documents, 32 if D <= 128 else 64
+        expanded = [self._numbers(self.tokens, H)] * 2 if H != K else []
+        return [rows * H * FLOAT, rows * H * (-(-D // step) * step) * FLOAT, *expanded]
 
     def _in_place(self, x: Value) -> Value:
         """Go from document to document."""

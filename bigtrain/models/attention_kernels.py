@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -78,38 +79,78 @@ def kernels() -> list[Kernel]:
 OWN = "FlashAttention 2 in torch"
 
 
-def use(name: str, among: Iterable[Kernel] | None = None) -> bool:
-    """Attend with a kernel from now on; tells whether it is here. If not, the one before stays."""
+GONE = "gone"
+"""Why a kernel is left out that is not here."""
+
+
+def use(name: str, among: Iterable[Kernel] | None = None, case: Case | None = None) -> str:
+    """Attend with a kernel from now on, if it is here and right in a `case`; return what is wrong with it, or nothing.
+
+    If something is, torch is left with its own kernel, and the call in use stays.
+    """
     for kernel in kernels() if among is None else among:
         if kernel.name == name:
-            try:
-                in_use.call = kernel.begin()
-            except MISSING:
-                return False
-            return True
-    return False
+            call, fault = _begun(kernel)
+            if call is not None and case is not None:
+                fault = _fault(call, case, repeats_needed=False)
+            if call is None or fault:
+                _restore_torchs_own()
+                return fault or GONE
+            in_use.call = call
+            return ""
+    return GONE
 
 
-def try_all(case: Case, clock: Clock, among: Sequence[Kernel]) -> list[Found]:
+def try_all(
+    case: Case, clock: Clock, among: Sequence[Kernel], after_each: Callable[[], object] = lambda: None
+) -> list[Found]:
     """Check and time each kernel that is here; one that is wrong, or fails, is among them with the reason.
 
     A kernel whose gradients differ from call to call is left out where the first one's do not: a run that was killed
-    would not go on as it would have.
+    would not go on as it would have. In the end torch has its own kernel. `after_each` is called after each of `among`.
     """
     found: list[Found] = []
-    inputs = _inputs(case)
     repeats_needed = False
     for kernel in among:
-        try:
-            call = kernel.begin()
-        except MISSING:
-            continue
-        fault = _fault(call, case, repeats_needed)
-        if not found and not fault:
-            repeats_needed = _repeats(call, case)
-        seconds = None if fault else clock(lambda call=call: _passes(call, case, *inputs))  # type: ignore[misc]
-        found.append(Found(kernel.name, seconds, fault))
+        call, fault = _begun(kernel)
+        seconds = None
+        if call is not None:
+            seconds, fault = _timed(call, case, clock, repeats_needed)
+            if not found and not fault:
+                repeats_needed = _repeats(call, case)
+        if call is not None or fault:
+            found.append(Found(kernel.name, seconds, fault))
+        after_each()
+    _restore_torchs_own()
     return found
+
+
+def _timed(call: Call, case: Case, clock: Clock, repeats_needed: bool) -> tuple[float | None, str]:
+    """Return the seconds that a kernel takes, or None and what is wrong with it."""
+    fault = _fault(call, case, repeats_needed)
+    if fault:
+        return None, fault
+    boundaries, inputs = _boundaries(case), _inputs(case)
+    try:
+        return clock(lambda: _passes(call, case, boundaries, *inputs)), ""
+    except Exception as error:
+        return None, _left_out(error)
+
+
+def _begun(kernel: Kernel) -> tuple[Call | None, str]:
+    """Return a kernel's call, or None and what is wrong with it; torch has its own kernel until then."""
+    _restore_torchs_own()
+    try:
+        return kernel.begin(), ""
+    except MISSING:
+        return None, ""
+    except Exception as error:  # a package of another version than this torch or this GPU needs may raise anything
+        return None, _left_out(error)
+
+
+def _left_out(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"left out: {type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
 
 
 def fastest(found: Iterable[Found]) -> Found | None:
@@ -138,13 +179,14 @@ MISSING = (ImportError, AttributeError, RuntimeError, ValueError, OSError)
 def _fault(call: Call, case: Case, repeats_needed: bool) -> str:
     """Return what is wrong with a kernel, or nothing."""
     small = _part(case)
+    boundaries, inputs = _boundaries(small), _inputs(small)
     try:
-        mine = _passes(call, small, *_inputs(small))
+        mine = _passes(call, small, boundaries, *inputs)
         if repeats_needed and not _repeats(call, small):
             return "left out: its gradients differ from call to call"
-    except MISSING as error:
-        return f"left out: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-    wanted = _passes(_reference, small, *(tensor.float() for tensor in _inputs(small)))
+    except Exception as error:
+        return _left_out(error)
+    wanted = _passes(_reference, small, boundaries, *(tensor.float() for tensor in inputs))
     for one, other in zip(mine, wanted, strict=True):
         error_share = float((one.float() - other).abs().max() / other.abs().max())
         if not error_share <= TOLERANCE[case.dtype]:
@@ -155,15 +197,21 @@ def _fault(call: Call, case: Case, repeats_needed: bool) -> str:
 def _repeats(call: Call, case: Case) -> bool:
     """Tell whether the same call gives the same bits again."""
     small = _part(case)
-    inputs = _inputs(small)
-    once, again = (_passes(call, small, *inputs) for _ in range(2))
+    boundaries, inputs = _boundaries(small), _inputs(small)
+    once, again = (_passes(call, small, boundaries, *inputs) for _ in range(2))
     return all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
 
 def _part(case: Case) -> Case:
-    """Return the first documents of a case, the first one at least."""
-    kept = [length for index, length in enumerate(case.lengths) if sum(case.lengths[: index + 1]) <= CHECKED_TOKENS]
-    return case._replace(lengths=kept or case.lengths[:1])
+    """Return the first documents of a case, the first one at least, and all that are empty."""
+    ends = accumulate(case.lengths)
+    kept = [length for length, end in zip(case.lengths, ends, strict=True) if not length or end <= CHECKED_TOKENS]
+    return case._replace(lengths=kept if any(kept) else [*case.lengths[:1], *kept])
+
+
+def _boundaries(case: Case) -> Tensor:
+    """Return where documents begin and end; it waits for the device, and so is made before anything is timed."""
+    return Documents.of_lengths(case.lengths, case.device).cu_seqlens
 
 
 def _inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,10 +223,9 @@ def _inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     return q_NHD, k_NKD, v_NKD
 
 
-def _passes(call: Call, case: Case, *inputs: Tensor) -> list[Tensor]:
+def _passes(call: Call, case: Case, boundaries: Tensor, *inputs: Tensor) -> list[Tensor]:
     """Run forward and backward; returns the output and the gradients of queries, keys and values."""
     given = [tensor.detach().requires_grad_() for tensor in inputs]
-    boundaries = Documents.of_lengths(case.lengths, case.device).cu_seqlens
     with torch.enable_grad():
         out_NHD = call(given[0], given[1], given[2], boundaries, max(case.lengths), case.causal)
     return [out_NHD.detach(), *torch.autograd.grad(out_NHD, given, out_NHD.detach())]
@@ -191,17 +238,29 @@ def _reference(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, cu_seqlens: Tensor, 
 
 
 def _torchs(implementation: str | None) -> Callable[[], Call]:
-    """Return what makes torch take one of its implementations, None its own: that holds for the whole process."""
+    """Return what makes torch take one of its implementations, None its own: that holds for the whole process.
+
+    Of a torch that cannot go back to its own none is taken.
+    """
 
     def begin() -> Call:
+        if implementation is None:
+            _restore_torchs_own()
+            return attend_varlen
         attention: Any = importlib.import_module("torch.nn.attention")
-        if implementation is not None:
-            attention.activate_flash_attention_impl(implementation)
-        elif hasattr(attention, "restore_flash_attention_impl") and attention.current_flash_attention_impl():
-            attention.restore_flash_attention_impl()
+        if not hasattr(attention, "restore_flash_attention_impl"):
+            raise AttributeError("restore_flash_attention_impl")
+        attention.activate_flash_attention_impl(implementation)
         return attend_varlen
 
     return begin
+
+
+def _restore_torchs_own() -> None:
+    """Have torch take its own implementation, as it does before it is told to take another."""
+    attention: Any = importlib.import_module("torch.nn.attention")
+    if hasattr(attention, "restore_flash_attention_impl") and attention.current_flash_attention_impl():
+        attention.restore_flash_attention_impl()
 
 
 def _packages(module: str) -> Callable[[], Call]:

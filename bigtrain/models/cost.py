@@ -24,7 +24,7 @@ class MicroBatch:
     """What a forward pass gets: tokens of the flat row, labels, and the length of its longest document.
 
     `gathered` says that labels are given with their positions, as where less than half of the tokens have one; `pairs`
-    is how many pairs of texts have a label.
+    is how many pairs of texts have a label, `documents` for how many documents the flat row has places.
     """
 
     tokens: int
@@ -32,6 +32,7 @@ class MicroBatch:
     longest: int
     gathered: bool
     pairs: int = 0
+    documents: int = 1
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class ModelCost:
         qkv = run.linear(x, f"{name}.attention.qkv", n, config.hidden_size, (H + 2 * K) * D, bias=bias)
         if tables:
             qkv = run.rotate(qkv, tables, n, H + K, D)
-        attention = Attention(run, (H, K), D, n, batch.longest, config.causal, self.attention_dropout)
+        attention = Attention(run, (H, K), D, n, batch.longest, config.causal, self.attention_dropout, batch.documents)
         out = attention(qkv)
         del qkv
         return self._out(out, f"{name}.attention.out", n, config.hidden_size // ranks, bias=bias)

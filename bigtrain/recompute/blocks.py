@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
+from importlib import import_module
+from inspect import signature
 from types import MethodType
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -21,6 +23,9 @@ from bigtrain.uncompiled import leave_out
 
 STATE = "_recompute"
 """The attribute of a block that holds its policy."""
+
+CODES = 64
+"""How often blocks may be compiled: sizes, training or not, policies, and places for documents multiply."""
 
 Compiled: TypeAlias = Literal["whole", "parts"]
 
@@ -125,16 +130,25 @@ def by_size(call: Callable[..., Any], size: int | None, *, fullgraph: bool = Fal
 
     Other sizes, such as those of an evaluation, are left to code of its own, so that no chain of them compiles anew.
     """
-    of_any = torch.compile(call, dynamic=True, fullgraph=fullgraph)
+    of_any = _compiled(call, dynamic=True, fullgraph=fullgraph)
     if size is None:
         return of_any
-    of_one = torch.compile(call, dynamic=False, fullgraph=fullgraph)
+    of_one = _compiled(call, dynamic=False, fullgraph=fullgraph)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         fits = torch.is_grad_enabled() and bool(args) and isinstance(args[0], Tensor) and len(args[0]) == size
         return (of_one if fits else of_any)(*args, **kwargs)
 
     return run
+
+
+def _compiled(call: Callable[..., Any], **how: bool) -> Callable[..., Any]:
+    """Compile a call, with room for all the code that blocks need, who share one place for it."""
+    if "recompile_limit" in signature(torch.compile).parameters:
+        return torch.compile(call, recompile_limit=CODES, **how)  # type: ignore[call-overload, no-any-return]
+    config: Any = import_module("torch._dynamo.config")  # torch 2.11 has it for the whole process
+    config.recompile_limit = max(CODES, config.recompile_limit)
+    return torch.compile(call, **how)
 
 
 def _modules(blocks: Any) -> list[nn.Module]:

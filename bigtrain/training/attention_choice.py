@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from bigtrain import heartbeat
 from bigtrain.checkpoint.state import TrainState
+from bigtrain.memory.predict import micro_batch
 from bigtrain.models.attention import attention_path, varlen_available
 from bigtrain.models.attention_kernels import (
     OWN,
@@ -32,30 +34,57 @@ def choose_attention(
 ) -> list[str]:
     """Take the kernel that a run began with, or the fastest of those that are here; return what there is to say.
 
-    All ranks call this together: the first one measures while the others wait. Nothing is chosen, and nothing said,
-    where attention goes from document to document.
+    All ranks call this together: the first one measures while the others wait, and each tries what is to be taken.
+    Nothing is chosen, and nothing said, where attention goes from document to document.
     """
     case = case_of(plan, state.engine.device)
     if not is_chosen(case, plan):
         return []
     among = suitable(plan, kernels() if among is None else among)
-    noted = state.notes.get(KEPT_AS, {}).get(KERNEL)
-    if noted is not None and not world.any(not use(noted, among)):
-        return [f"attention: {noted}, as this run began"]
-    found = try_all(case, clock, among) if world.first else []
+    noted, lines = state.notes.get(KEPT_AS, {}).get(KERNEL), []
+    if noted is not None:
+        fault = _take(noted, case, among, world)
+        if not fault:
+            _forget_trials(case)
+            return [f"attention: {noted}, as this run began"]
+        lines.append(f"attention: the run began with {noted}, which is {fault}: losses may differ in their last digits")
+        among = [kernel for kernel in among if kernel.name != noted or noted == OWN]
+    found = _measured(case, clock, among, world)
+    best = fastest(found)
+    name = world.broadcast(OWN if best is None else best.name)
+    fault = _take(name, case, among, world)
+    if fault:
+        lines.append(f"attention: {name} was the fastest, and is {fault}, on one rank at least")
+        use(OWN, among)
+        name = OWN
+    _forget_trials(case)
+    state.notes[KEPT_AS] = {KERNEL: name}
+    return [describe(name, found), *lines]
+
+
+def _take(name: str, case: Case, among: list[Kernel], world: World) -> str:
+    """Have all ranks attend with a kernel, once each has tried it; return what is wrong with it on any, or nothing."""
+    return next(filter(None, world.gather(use(name, among, case))), "")
+
+
+def _measured(case: Case, clock: Clock, among: list[Kernel], world: World) -> list[Found]:
+    """Return the first rank's trials, to it alone; ranks meet after each, so that none waits for all of them."""
+
+    def meet() -> None:
+        heartbeat.beat()
+        world.any(False)
+
+    if world.first:
+        return try_all(case, clock, among, meet)
+    for _ in among:
+        meet()
+    return []
+
+
+def _forget_trials(case: Case) -> None:
     if case.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    best = fastest(found)
-    name = world.broadcast(OWN if best is None else best.name)
-    if world.any(not use(name, among)):
-        use(OWN, among)
-        name = OWN
-    state.notes[KEPT_AS] = {KERNEL: name}
-    lines = [describe(name, found)]
-    if noted is not None:
-        lines.append(f"attention: the run began with {noted}, which is gone: losses may differ in their last digits")
-    return lines
 
 
 def describe(name: str, found: list[Found]) -> str:
@@ -72,11 +101,17 @@ def suitable(plan: Plan, among: list[Kernel]) -> list[Kernel]:
 
 
 def case_of(plan: Plan, device: torch.device) -> Case:
-    """Return what attention is like in a plan: half of a micro-batch's rows hold one document, the others several."""
+    """Return what attention is like in a plan: half of a micro-batch's rows hold one document, the others several.
+
+    Packed rows leave places for documents empty, at the end.
+    """
     length, model = plan.recipe.data.sequence_length, plan.model
     several = [length // 2, length // 4, length - length // 2 - length // 4]
     rows = [[length], several]
     lengths = [part for row in range(plan.micro_batch_size) for part in rows[row % 2] if part]
+    if plan.recipe.data.packing:
+        places = micro_batch(plan.recipe, plan.micro_batch_size).documents
+        lengths += [0] * max(1, places - len(lengths))
     ranks = plan.recipe.sharding.tensor_parallel
     heads = model.num_attention_heads // ranks, model.num_key_value_heads // ranks
     dtype = DTYPES.get(plan.recipe.amp.precision, torch.float32)

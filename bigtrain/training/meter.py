@@ -89,10 +89,6 @@ class Meter:
         self._mark += time.perf_counter() - begin
         self._begin += time.perf_counter() - begin
 
-    def row(self, result: StepResult, step: int, tokens: int, skipped: int) -> dict[str, Any]:
-        """Return the metrics row of a step, which waits for the device. All ranks must call it."""
-        return self.row_of(self.due(result, step, tokens, skipped))
-
     def due(self, result: StepResult, step: int, tokens: int, skipped: int) -> Due:
         """Note what is known of a step's row before the device has taken the step. All ranks must call it."""
         steps, self._steps = self._steps, 0

@@ -26,6 +26,8 @@ ADDED_BYTES = {"cpu": 6 * 2**20, "cuda": 256 * 2**20}
 """Bytes of each of the two tensors whose sum measures bandwidth: on the CPU all buffers stay below 13 MiB together,
 since the run's resident peak is compared with the prediction."""
 
+SEED = 1
+
 FRESH_BYTES = 4 * 2**20
 CALLS = 200
 
@@ -75,13 +77,27 @@ def measure(kind: str, precision: str) -> dict[str, float]:
 
 def _products(kind: str, dtype: torch.dtype, rows: int, size: int) -> float:
     """Return the FLOP/s of (rows, size) by (size, size)."""
-    left = torch.ones(rows, size, device=kind, dtype=dtype)
-    right = left if rows == size else torch.ones(size, size, device=kind, dtype=dtype)
+    fill = _drawn if kind == "cuda" else _ones
+    left = fill(kind, dtype, rows, size)
+    right = left if rows == size else fill(kind, dtype, size, size)
 
     def multiply() -> None:
         products.mm(left, right)[0, 0].item()
 
     return 2 * rows * size**2 / _least_seconds(multiply)
+
+
+def _ones(kind: str, dtype: torch.dtype, rows: int, size: int) -> torch.Tensor:
+    return torch.ones(rows, size, device=kind, dtype=dtype)
+
+
+def _drawn(kind: str, dtype: torch.dtype, rows: int, size: int) -> torch.Tensor:
+    """Return normal numbers: a GPU draws less power for constant ones, and is faster than it ever is in training.
+
+    They come from a generator of their own, so that training draws what it would without.
+    """
+    generator = torch.Generator(device=kind).manual_seed(SEED)
+    return torch.randn(rows, size, device=kind, dtype=dtype, generator=generator)
 
 
 def _memory(kind: str) -> tuple[float, float, float]:

@@ -21,10 +21,13 @@ def facts(job: Job) -> dict[str, Any]:
     from bigtrain.data.cache import cache_folder
     from bigtrain.models.shape import flops_per_token
     from bigtrain.planner.settle import labelled_fraction
+    from bigtrain.planner.speed import Speed
     from bigtrain.training.peak import peak_flops
 
     plan = job.plan()
     precision, hardware = plan.recipe.amp.precision, plan.hardware
+    measured = peak_flops(hardware, precision, cache_folder(plan.recipe.data))
+    plan = job.plan()  # by what has just been measured
     length = Source(plan, job).attended_length()
     shared = plan.parameters <= LARGEST_SHARED
     if shared:
@@ -34,13 +37,15 @@ def facts(job: Job) -> dict[str, Any]:
         "hardware": machine(plan),
         "precision": precision,
         "dropout": plan.recipe.train.dropout,
+        "attention_dropout": plan.recipe.train.attention_dropout,
         "parameters": plan.parameters,
         "flops_per_token": flops_per_token(plan.model, length, labelled_fraction(plan.recipe)),
         "attended_length": length,
         "same_weights": shared,
         "peak_flops_per_second": row.flops_per_second.get(precision) if row and row.kind == "cuda" else None,
-        "measured_flops_per_second": peak_flops(hardware, precision, cache_folder(plan.recipe.data)),
+        "measured_flops_per_second": measured,
         "predicted_tokens_per_second": plan.tokens_per_step / plan.seconds.total,
+        "rates": Speed(plan.recipe, plan.model, hardware, 1).source,
     }
 
 
@@ -72,10 +77,16 @@ def write_weights(plan: Any, folder: Path) -> None:
     place(model, torch.device(plan.hardware.kind), seed=plan.recipe.seed)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     config, tensors = to_hugging_face(plan.model, state)
-    dropout, of_attention = plan.recipe.train.dropout, plan.recipe.train.attention_dropout
-    config |= {"hidden_dropout_prob": dropout, "resid_pdrop": dropout, "embd_pdrop": dropout}
-    config |= {"attention_probs_dropout_prob": of_attention, "attn_pdrop": of_attention}
-    config |= {"attention_dropout": of_attention} if plan.model.family == "llama" else {}
     save_file(state, folder / OURS)
     save_file(tensors, folder / THEIRS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config | their_dropout(plan)), encoding="utf-8")
+
+
+def their_dropout(plan: Any) -> dict[str, float]:
+    """Return what a plan drops by the keys of transformers' configurations, whose own default is 0.1."""
+    dropout, of_attention = plan.recipe.train.dropout, plan.recipe.train.attention_dropout
+    if plan.model.family == "llama":
+        return {"attention_dropout": of_attention}
+    if plan.model.family == "bert":
+        return {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": of_attention}
+    return {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": of_attention}

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from arms.clock import Clock
-from arms.facts import CONFIG
+from arms.facts import CONFIG, their_dropout
 from arms.job import CannotRun, Job
 from arms.rows import Source, padded
 
@@ -84,17 +84,24 @@ def _arguments(plan: Any, job: Job, folder: str, steps: int) -> dict[str, Any]:
 
 
 def _model(plan: Any, job: Job) -> Any:
-    import torch
     import transformers
 
-    kind = getattr(transformers, KINDS[plan.model.family])
+    model = _made(plan, job, getattr(transformers, KINDS[plan.model.family]))
+    if plan.model.family == "bert":  # it takes the number of labels of a step among others, and makes no use of it
+        model.accepts_loss_kwargs = False
+    return model
+
+
+def _made(plan: Any, job: Job, kind: Any) -> Any:
+    import torch
+
     chosen = {"attn_implementation": "sdpa"} if job.arm == "hf-compile" else {}
     if (Path(job.folder) / CONFIG).is_file():
         return kind.from_pretrained(job.folder, dtype=torch.float32, **chosen)
     from bigtrain.models.hf_config import config_to_json
 
     with torch.device(plan.hardware.kind):
-        return kind._from_config(kind.config_class(**config_to_json(plan.model)), **chosen)
+        return kind._from_config(kind.config_class(**config_to_json(plan.model) | their_dropout(plan)), **chosen)
 
 
 def _default(_job: Job) -> dict[str, Any]:

@@ -175,3 +175,13 @@ def test_threads_as_written(written: str, threads: int, monkeypatch: pytest.Monk
 def test_threads_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert 1 <= torch_threads() <= (os.cpu_count() or 1)
+
+
+def test_on_a_gpu_the_batch_before_is_held_only_where_a_step_has_several() -> None:
+    def ahead(batch: int) -> bool:
+        plan = plan_of(f"train.global_batch_size={batch}", hardware=CUDA)
+        step = Step(plan.recipe, plan.model, Ledger(), device="cuda", slow_bf16=False)
+        step.run()
+        return len(step._held[""]) > 1
+
+    assert [ahead(batch) for batch in (4, 16)] == [False, True]

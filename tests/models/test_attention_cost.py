@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from bigtrain.ledger import Ledger, Value
 from bigtrain.memory.measure import measure
 from bigtrain.models.attention import Documents, attend
-from bigtrain.models.attention_cost import Attention, flash_split
+from bigtrain.models.attention_cost import Attention, document_places, flash_split
 from bigtrain.models.operations_cost import Numbers, Operations
 from bigtrain.processor import has_slow_bf16
 
@@ -87,6 +89,31 @@ def test_on_a_gpu_one_kernel_serves_all_documents() -> None:
     attention = Attention(Operations(ledger, Numbers(2, 4, 4), "cuda"), (4, 2), DIM, 512, 64, True)
     out = attention(Value(ledger.hold(0), None))
     assert ledger.now == out.size + 512 * 4 * 4
+
+
+@pytest.mark.parametrize(("dim", "rounded"), [(16, 32), (64, 64), (80, 96), (160, 192)])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=str)
+def test_on_a_gpu_the_backward_pass_adds_up_in_fp32(heads: tuple[int, int], dim: int, rounded: int) -> None:
+    attention = Attention(Operations(Ledger(), Numbers(2, 4, 4), "cuda"), heads, dim, 512, 64, True, documents=8)
+    rows = 512 + 128 * 8
+    expanded = [512 * 4 * dim * 2] * 2 if heads == (4, 2) else []
+    assert attention._accumulators() == [rows * 4 * 4, rows * 4 * rounded * 4, *expanded]
+    assert not dataclasses.replace(attention, dropout=0.1)._accumulators()
+    assert not dataclasses.replace(attention, operations=Operations(Ledger(), Numbers(), "cuda"))._accumulators()
+
+
+def test_the_accumulators_are_part_of_the_peak() -> None:
+    peaks = []
+    for documents in (1, 2, 3):
+        operations = Operations(Ledger(), Numbers(2, 4, 4), "cuda")
+        peaks.append(predicted(Attention(operations, (4, 4), DIM, 512, 512, False, documents=documents)))
+    assert peaks[2] - peaks[1] == peaks[1] - peaks[0] == 128 * 4 * (32 + 1) * 4
+
+
+def test_rows_of_one_document_have_few_places() -> None:
+    assert document_places(6, 512, packed=False) == 6
+    assert [document_places(rows, 512, packed=True) for rows in (1, 4, 5, 32)] == [8, 8, 16, 64]
+    assert [document_places(1, length, packed=True) for length in (128, 4096, 8192)] == [8, 16, 32]
 
 
 @pytest.mark.parametrize(

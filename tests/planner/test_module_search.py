@@ -65,7 +65,8 @@ def module(**changes: Any) -> Module:
 
 
 def search(budget_mib: int, **changes: Any) -> Any:
-    return search_module(module(**changes), budget_mib * MIB + BESIDE, name="Net")
+    beside = beside_bytes(CPU, changes.get("world_size", 1))
+    return search_module(module(**changes), budget_mib * MIB + beside, name="Net")
 
 
 def test_with_room_the_largest_micro_batch_without_recomputation_wins() -> None:

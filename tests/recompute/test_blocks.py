@@ -6,6 +6,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from bigtrain import recompute
 from bigtrain.errors import InputError
 from bigtrain.pinned import Pool
-from bigtrain.recompute.blocks import follow
+from bigtrain.recompute import blocks as blocks_module
+from bigtrain.recompute.blocks import CODES, by_size, follow
 from bigtrain.recompute.offload import Offloader
 
 MAKES = ("bert", "gpt", "llama", "hf_bert", "hf_gpt", "hf_llama")
@@ -369,6 +371,25 @@ def test_blocks_of_one_size_compile_once_and_other_sizes_once_more(policy: str) 
     assert [graphs_after(rows) for rows in (24, 7, 16, 40)] == [2, 2, 2, 2]
     assert [graphs_after(rows, training=False) for rows in (16, 9)] == [3, 3]
     assert graphs_after(16) == 3
+
+
+def test_blocks_have_room_for_more_code_than_the_compiler_gives_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an option of `torch.compile`, or for the whole process where that has none."""
+    given: list[Any] = []
+
+    def of_torch_2_13(call: Any, *, recompile_limit: int | None = None, **how: Any) -> Any:
+        given.append(recompile_limit)
+        return call
+
+    monkeypatch.setattr(torch, "compile", of_torch_2_13)
+    by_size(len, 16)
+    assert given == [CODES, CODES]
+    config = SimpleNamespace(recompile_limit=8)
+    monkeypatch.setattr(blocks_module, "import_module", lambda name: config)
+    monkeypatch.setattr(torch, "compile", lambda call, **how: given.append(how) or call)
+    by_size(len, None)
+    assert config.recompile_limit == CODES
+    assert given[2] == {"dynamic": True, "fullgraph": False}
 
 
 @torchs_warnings

@@ -126,6 +126,28 @@ def rows(family: str, step: int, length: int = LENGTH) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels, "document_lengths": lengths.to(torch.int32)}
 
 
+def changing_rows(family: str, step: int, length: int = LENGTH, *, many: bool = False) -> dict[str, Tensor]:
+    """Packed rows of 1 to 5 documents, or of up to 20; lengths, padding and labels are each step's own."""
+    generator = torch.Generator().manual_seed(step)
+    ids, labels = rows(family, step, length)["input_ids"], torch.full((ROWS, length), -100)
+    lengths = torch.zeros(ROWS, 20, dtype=torch.int32)
+    for row in range(ROWS):
+        documents = min(20, length // 2) if many else 1 + (row + step) % 5
+        padding, labelled = (int(torch.randint(1, most, (1,), generator=generator)) for most in (length // 4, 7))
+        held = length - padding
+        ends = torch.cat([1 + torch.randperm(held - 1, generator=generator)[: documents - 1], torch.tensor([held])])
+        ends = ends.sort().values
+        lengths[row, :documents] = ends.diff(prepend=torch.zeros(1, dtype=torch.int64))
+        if family == "bert":
+            places = torch.randperm(held, generator=generator)[:labelled]
+            labels[row, places] = ids[row, places]
+        else:
+            skipped = (row + step) % 4
+            labels[row, skipped : held - 1] = ids[row, 1 + skipped : held]
+            labels[row, ends - 1] = -100
+    return {"input_ids": ids, "labels": labels, "document_lengths": lengths}
+
+
 def with_pairs(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return rows whose documents are pairs of texts, with a label for each."""
     ids, lengths = rows["input_ids"], rows["document_lengths"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import bigtrain
+from bigtrain.memory.predict import micro_batch
 from bigtrain.models import attention_kernels
 from bigtrain.models.attention import attend_varlen, in_use
 from bigtrain.models.attention_kernels import OWN, Kernel
@@ -67,6 +68,57 @@ def test_a_kernel_that_is_gone_is_told(plan: Plan) -> None:
     assert held.notes == {"attention": {"kernel": OWN}}
 
 
+def failing(*given: Any) -> Tensor:
+    raise RuntimeError("no kernel image")
+
+
+def test_a_kernel_that_cannot_run_here_is_told_and_another_chosen(plan: Plan) -> None:
+    held = state(attention={"kernel": "old"})
+    among = [kernel(OWN), Kernel("old", lambda: failing), kernel("fast")]
+    lines = choose_attention(plan, held, ALONE, among, clock_of(2e-3, 1e-3))
+    assert lines[0].startswith("attention: fast, measured")
+    assert "began with old, which is left out: RuntimeError: no kernel image: losses may differ" in lines[1]
+    assert held.notes == {"attention": {"kernel": "fast"}}
+
+
+class Ranks:
+    """Stands for a world of two ranks; the other one says the same, or that a kernel fails there."""
+
+    def __init__(self, *, first: bool, choice: str = "", failing: str = "") -> None:
+        self.first, self.choice, self.failing = first, choice, failing
+        self.met = 0
+
+    def any(self, flag: bool) -> bool:
+        self.met += 1
+        return flag
+
+    def broadcast(self, text: str) -> str:
+        return text if self.first else self.choice
+
+    def gather(self, text: str) -> list[str]:
+        other, self.failing = self.failing, ""
+        return [text, other]
+
+
+def test_ranks_meet_after_each_kernel_and_beat(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[int] = []
+    monkeypatch.setattr(attention_choice.heartbeat, "beat", lambda: beats.append(1))
+    among = [kernel(OWN), kernel("fast"), kernel("gone")]
+    for first in (True, False):
+        world, held = Ranks(first=first, choice="fast"), state()
+        choose_attention(plan, held, world, among, clock_of(3e-3, 1e-3, 2e-3))  # type: ignore[arg-type]
+        assert world.met == 3
+        assert held.notes == {"attention": {"kernel": "fast"}}
+    assert len(beats) == 6
+
+
+def test_all_ranks_take_torchs_own_where_one_cannot_run_the_fastest(plan: Plan) -> None:
+    world, held = Ranks(first=True, failing="left out: RuntimeError"), state()
+    lines = choose_attention(plan, held, world, [kernel(OWN), kernel("fast")], clock_of(2e-3, 1e-3))  # type: ignore[arg-type]
+    assert held.notes == {"attention": {"kernel": OWN}}
+    assert lines[1] == "attention: fast was the fastest, and is left out: RuntimeError, on one rank at least"
+
+
 def test_compiled_blocks_and_kept_products_know_torchs_kernels_alone(plan: Plan) -> None:
     among = [kernel(OWN), kernel("package")]
     names = []
@@ -81,6 +133,9 @@ def test_compiled_blocks_and_kept_products_know_torchs_kernels_alone(plan: Plan)
 def test_the_case_is_the_plans(plan: Plan) -> None:
     case, length = case_of(plan, torch.device("cpu")), plan.recipe.data.sequence_length
     assert sum(case.lengths) == plan.micro_batch_size * length
+    places = micro_batch(plan.recipe, plan.micro_batch_size).documents
+    assert case.lengths[-1] == 0
+    assert len(case.lengths) >= places
     assert case.heads == (plan.model.num_attention_heads, plan.model.num_key_value_heads)
 
 

@@ -43,7 +43,7 @@ def test_rates_and_totals(tiny_recipes: dict[str, Path], clock: Clock) -> None:
     clock.now += 2.0
     with meter.paused():
         clock.now += 50.0
-    row = meter.row(result(), 4, 1800, 2)
+    row = meter.row_of(meter.due(result(), 4, 1800, 2))
     assert row["tokens_per_second"] == pytest.approx(400)
     assert row["model_flops_per_second"] == pytest.approx(400 * plan.flops_per_token)
     assert row["mfu"] == row["hfu"] == pytest.approx(400 * plan.flops_per_token / 1e9)

@@ -83,6 +83,23 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     assert peak_flops(CPU, "fp32", tmp_path / "file") > 1e6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_gpu_multiplies_is_drawn_and_takes_no_random_number_from_training(dtype: torch.dtype) -> None:
+    before = torch.get_rng_state()
+    drawn = peak._drawn("cpu", dtype, 64, 32)
+    assert drawn.shape == (64, 32) and drawn.dtype == dtype and 0.9 < float(drawn.float().std()) < 1.1
+    assert torch.equal(drawn, peak._drawn("cpu", dtype, 64, 32))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+def test_measuring_a_gpu_takes_no_random_number_from_training() -> None:
+    before = torch.get_rng_state(), torch.cuda.get_rng_state()
+    assert set(measure("cuda", "bf16")) == set(MEASURES)
+    after = torch.get_rng_state(), torch.cuda.get_rng_state()
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_measuring_takes_little_memory(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the buffers that ship: the resident peak of a run on the CPU includes them."""

@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from inspect import signature
 from types import MethodType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -144,11 +144,12 @@ def by_size(call: Callable[..., Any], size: int | None, *, fullgraph: bool = Fal
 
 def _compiled(call: Callable[..., Any], **how: bool) -> Callable[..., Any]:
     """Compile a call, with room for all the code that blocks need, who share one place for it."""
-    if "recompile_limit" in signature(torch.compile).parameters:
-        return torch.compile(call, recompile_limit=CODES, **how)  # type: ignore[call-overload, no-any-return]
+    compiler: Any = torch.compile
+    if "recompile_limit" in signature(compiler).parameters:
+        return cast("Callable[..., Any]", compiler(call, recompile_limit=CODES, **how))
     config: Any = import_module("torch._dynamo.config")  # torch 2.11 has it for the whole process
     config.recompile_limit = max(CODES, config.recompile_limit)
-    return torch.compile(call, **how)
+    return cast("Callable[..., Any]", compiler(call, **how))
 
 
 def _modules(blocks: Any) -> list[nn.Module]:

@@ -266,11 +266,15 @@ def test_a_combination(seed: int) -> None:
     assert abs(deviation(plan, [full_rows(plan)] * 3)) < TOLERANCE
 
 
+ATTENTION_ROOM = 0.025
+"""What the gradients of one document of a row's length take of the peak of these models, where attention has it."""
+
+
 @pytest.mark.parametrize("lengths", [[64, 64], [100, 20, 8], [8] * 16], ids=str)
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_rows_of_several_documents(family: str, lengths: list[int]) -> None:
     plan = plan_of(**FAMILIES[family])
-    assert abs(deviation(plan, [full_rows(plan, lengths)] * 2)) < 0.005
+    assert -TOLERANCE < deviation(plan, [full_rows(plan, lengths)] * 2) < ATTENTION_ROOM
 
 
 @pytest.mark.parametrize("choice", [{}, {**LOW, **RELEASED, "policy": "full", "state": "8bit"}], ids=["plain", "all"])
@@ -285,5 +289,5 @@ def test_rows_of_real_text(family: str, choice: dict[str, Any], corpus_file: Pat
         loader.close()
     filled = int(batches[-1]["document_lengths"].sum()) / batches[-1]["input_ids"].numel()
     assert 0.95 < filled <= 1
-    # Rows count as full: what is predicted too much is at most the share that is empty.
-    assert -TOLERANCE < deviation(plan, batches) < 1 - filled + TOLERANCE
+    # Rows count as full, of one document: what is predicted too much is at most the share that is empty, and that room.
+    assert -TOLERANCE < deviation(plan, batches) < 1 - filled + ATTENTION_ROOM

@@ -138,21 +138,22 @@ class ModelCost:
             part = self._attention(x, name, batch, tables)
             total = self._sum(x, part, n)
             del part
-            x = self._norm(total, f"{name}.attention_norm", n)
+            x, source = self._norm(total, f"{name}.attention_norm", n), total.storage
             del total
-            part = self._mlp(x, name, n)
+            part = self._mlp(x, name, n, source)
+            del source
             total = self._sum(x, part, n)
             del part
             return self._norm(total, f"{name}.mlp_norm", n)
         normed = self._norm(x, f"{name}.attention_norm", n)
-        part = self._attention(normed, name, batch, tables)
+        part = self._attention(normed, name, batch, tables, x.storage)
         del normed
         total = self._sum(x, part, n)
         del part
         x = total
         del total
         normed = self._norm(x, f"{name}.mlp_norm", n)
-        part = self._mlp(normed, name, n)
+        part = self._mlp(normed, name, n, x.storage)
         del normed
         return self._sum(x, part, n)
 
@@ -164,42 +165,44 @@ class ModelCost:
         norm = self.operations.rms_norm if self.config.family == "llama" else self.operations.layer_norm
         return norm(x, name, n, self.config.hidden_size)
 
-    def _attention(self, x: Value, name: str, batch: MicroBatch, tables: list[Storage]) -> Value:
+    def _attention(
+        self, x: Value, name: str, batch: MicroBatch, tables: list[Storage], source: Storage | None = None
+    ) -> Value:
         config, run, n, ranks = self.config, self.operations, batch.tokens, self.tensor_ranks
         heads = config.num_attention_heads // ranks, config.num_key_value_heads // ranks
         (H, K), D, bias = heads, config.head_dim, bool(not tables)
-        x = self._enter(x)
-        qkv = run.linear(x, f"{name}.attention.qkv", n, config.hidden_size, (H + 2 * K) * D, bias=bias)
+        qkv = self._in(x, f"{name}.attention.qkv", n, (H + 2 * K) * D, bias=bias, source=source)
         if tables:
             qkv = run.rotate(qkv, tables, n, H + K, D)
         attention = Attention(run, (H, K), D, n, batch.longest, config.causal, self.attention_dropout, batch.documents)
         out = attention(qkv)
         del qkv
-        return self._out(out, f"{name}.attention.out", n, config.hidden_size // ranks, bias=bias)
+        width = config.hidden_size
+        if ranks == 1:
+            return run.linear(out, f"{name}.attention.out", n, width, width, bias=bias)
+        part = run.linear(out, f"{name}.attention.out", n, width // ranks, width, bias=False)
+        return run.sum_over_ranks(part, f"{name}.attention.out", width, bias=bias)
 
-    def _mlp(self, x: Value, name: str, n: int) -> Value:
+    def _mlp(self, x: Value, name: str, n: int, source: Storage | None) -> Value:
         run, width, inner = self.operations, self.config.hidden_size, self.config.intermediate_size // self.tensor_ranks
-        x = self._enter(x)
-        if self.config.family == "llama":
-            up = run.linear(x, f"{name}.mlp.gate_up", n, width, 2 * inner, bias=False)
-            hidden, source = run.swiglu(up), up.storage
-            del up
-            return self._out(hidden, f"{name}.mlp.down", n, inner, bias=False, activation_of=source)
-        up = run.linear(x, f"{name}.mlp.up", n, width, inner, bias=True)
-        hidden, source = run.gelu(up), up.storage
-        del up
-        return self._out(hidden, f"{name}.mlp.down", n, inner, bias=True, activation_of=source)
-
-    def _enter(self, x: Value) -> Value:
-        return x if self.tensor_ranks == 1 else self.operations.enter(x)
-
-    def _out(self, x: Value, name: str, n: int, i: int, *, bias: bool, activation_of: Storage | None = None) -> Value:
-        """Multiply (n, i) by a weight (W, i); where ranks share it, add up what they have."""
-        run, width = self.operations, self.config.hidden_size
+        gated, down = self.config.family == "llama", f"{name}.mlp.down"
+        if gated:
+            up = self._in(x, f"{name}.mlp.gate_up", n, 2 * inner, bias=False, source=source)
+        else:
+            up = self._in(x, f"{name}.mlp.up", n, inner, bias=True, source=source)
         if self.tensor_ranks == 1:
-            return run.linear(x, name, n, i, width, bias=bias, activation_of=activation_of)
-        part = run.linear(x, name, n, i, width, bias=False, activation_of=activation_of)
-        return run.sum_over_ranks(part, name, width, bias=bias)
+            return run.linear_of_activation(up, down, n, inner, width, gated=gated, bias=not gated)
+        part = run.linear_of_activation(up, down, n, inner, width, gated=gated, bias=False, plain=False)
+        return run.sum_over_ranks(part, down, width, bias=not gated)
+
+    def _in(self, x: Value, name: str, n: int, o: int, *, bias: bool, source: Storage | None) -> Value:
+        """Multiply (n, W) by a weight (o, W), of a norm's source where there is one; ranks share what it reads."""
+        run, width = self.operations, self.config.hidden_size
+        if self.tensor_ranks > 1:
+            return run.linear(run.enter(x), name, n, width, o, bias=bias)
+        if source is None:
+            return run.linear(x, name, n, width, o, bias=bias)
+        return run.linear_of_norm(x, source, name, n, width, o, bias=bias)
 
     def _head(self, x: Value, m: int) -> Value:
         if self.config.family != "bert":

@@ -6,18 +6,16 @@ the MLP, V vocabulary, padded.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtrain.config.model import ModelConfig
-from bigtrain.models.activated import activated
+from bigtrain.models.activated import Source, activated, normalized, product
 from bigtrain.models.attention import Documents, attend
 from bigtrain.models.lookup import Lookup
-from bigtrain.models.pointwise import RMSNorm, swiglu
+from bigtrain.models.pointwise import GELU, RMSNorm, SwiGLU
 
 Rotary: TypeAlias = "tuple[Tensor, Tensor]"
 """Cosines and sines (N, 1, D/2) of the rotary angles, fp32."""
@@ -80,10 +78,12 @@ class Attention(nn.Module):
         """Count the heads that this rank has of those that so many share."""
         self.heads = (self.heads[0] // ranks, self.heads[1] // ranks)
 
-    def forward(self, x_NW: Tensor, documents: Documents, rotary: Rotary | None = None) -> Tensor:
-        """Mix the tokens of each document: (N, W) to (N, W)."""
+    def forward(
+        self, x_NW: Tensor, documents: Documents, rotary: Rotary | None = None, source: Source | None = None
+    ) -> Tensor:
+        """Mix the tokens of each document: (N, W) to (N, W). `source` is what x was made of."""
         H, K = self.heads
-        qkv_NGD = self.qkv(x_NW).unflatten(-1, (H + 2 * K, self.head_dim))
+        qkv_NGD = product(self.qkv, x_NW, source).view(-1, H + 2 * K, self.head_dim)
         if rotary is not None:
             qkv_NGD = rotate(qkv_NGD, rotary, H + K)
         dropout = self.dropout if self.training else 0.0
@@ -97,13 +97,13 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, *, output_std: float) -> None:
         super().__init__()
-        self.approximate = "none" if config.family == "bert" else "tanh"
+        self.activation = GELU("none" if config.family == "bert" else "tanh")
         self.up = Linear(config.hidden_size, config.intermediate_size, bias=True, std=config.initializer_range)
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=True, std=output_std)
 
-    def forward(self, x_NW: Tensor) -> Tensor:
-        """Transform each token: (N, W) to (N, W)."""
-        return activated(partial(F.gelu, approximate=self.approximate), self.up(x_NW), self.down)
+    def forward(self, x_NW: Tensor, source: Source | None = None) -> Tensor:
+        """Transform each token: (N, W) to (N, W). `source` is what x was made of."""
+        return activated(self.activation, product(self.up, x_NW, source), self.down)
 
 
 class GatedMLP(nn.Module):
@@ -115,9 +115,9 @@ class GatedMLP(nn.Module):
         self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False, std=std)
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=False, std=output_std)
 
-    def forward(self, x_NW: Tensor) -> Tensor:
-        """Transform each token: (N, W) to (N, W)."""
-        return activated(swiglu, self.gate_up(x_NW), self.down)
+    def forward(self, x_NW: Tensor, source: Source | None = None) -> Tensor:
+        """Transform each token: (N, W) to (N, W). `source` is what x was made of."""
+        return activated(SwiGLU(), product(self.gate_up, x_NW, source), self.down)
 
 
 class Block(nn.Module):
@@ -136,11 +136,13 @@ class Block(nn.Module):
     def forward(self, x_NW: Tensor, documents: Documents, rotary: Rotary | None = None) -> Tensor:
         """Run the block on the flat row: (N, W) to (N, W)."""
         if self.post_norm:
-            x_NW = self.attention_norm(x_NW + self.dropout(self.attention(x_NW, documents, rotary)))
-            x_NW = self.mlp_norm(x_NW + self.dropout(self.mlp(x_NW)))
+            x_NW, source = normalized(self.attention_norm, x_NW + self.dropout(self.attention(x_NW, documents, rotary)))
+            x_NW = self.mlp_norm(x_NW + self.dropout(self.mlp(x_NW, source)))
         else:
-            x_NW = x_NW + self.dropout(self.attention(self.attention_norm(x_NW), documents, rotary))
-            x_NW = x_NW + self.dropout(self.mlp(self.mlp_norm(x_NW)))
+            normed_NW, source = normalized(self.attention_norm, x_NW)
+            x_NW = x_NW + self.dropout(self.attention(normed_NW, documents, rotary, source))
+            normed_NW, source = normalized(self.mlp_norm, x_NW)
+            x_NW = x_NW + self.dropout(self.mlp(normed_NW, source))
         return x_NW
 
 

@@ -6,8 +6,9 @@ every one of them against a profile of a real step. Attention is in `attention_c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bigtrain.ledger import Gradients, Ledger, Storage, Value
 
@@ -33,6 +34,13 @@ class Numbers:
         return self.activation < FLOAT
 
 
+class Remade(NamedTuple):
+    """What a tensor is made of, and what holds it once it is made again."""
+
+    source: Storage
+    again: Callable[[], Storage]
+
+
 @dataclass(frozen=True)
 class Operations:
     """Operations on a ledger, for one choice of numbers and one kind of device, a CPU with so many threads."""
@@ -43,21 +51,19 @@ class Operations:
     threads: int = 1
     compiled: bool = False
 
-    def linear(
-        self, x: Value, name: str, n: int, i: int, o: int, *, bias: bool, activation_of: Storage | None = None
-    ) -> Value:
+    def linear(self, x: Value, name: str, n: int, i: int, o: int, *, bias: bool, remade: Remade | None = None) -> Value:
         """Multiply (n, i) by a weight (o, i).
 
-        Where x is the activation of another tensor, that is kept instead, as in `activated.py`.
+        Where x is remade for the backward pass, what it is made of is kept instead, as in `activated.py`.
         """
         numbers, product = self.numbers, self._low_product if self.numbers.low else self._product
-        forgotten = activation_of is not None and self._forgets
-        source = activation_of if activation_of is not None and forgotten else x.storage
+        again = remade.again if remade is not None and self._forgets else None
+        source = remade.source if remade is not None and again is not None else x.storage
         kept = None if numbers.low else self.ledger.keep([source])
         out = product(n, i, o, kept=True)
 
         def backward(grad: Storage, kept: list[Storage]) -> Gradients:
-            again = self.ledger.hold(n * i * numbers.activation, "temporaries") if forgotten else None
+            made = again() if again is not None else None
             dx = product(n, o, i)
             dw = self._weight_gradient(n, i, o)
             parameters = [(f"{name}.weight", dw)]
@@ -65,10 +71,67 @@ class Operations:
                 if numbers.low and numbers.gradient == FLOAT and self.device == "cpu":
                     self.ledger.passing(n * o * FLOAT)
                 parameters.insert(0, (f"{name}.bias", self.ledger.hold(o * numbers.gradient, "gradients")))
-            del again
+            del made
             return Gradients([dx], parameters)
 
         return self.ledger.made(out, [x], kept or self.ledger.keep([source]), backward)
+
+    def linear_of_norm(self, x: Value, source: Storage, name: str, n: int, i: int, o: int, *, bias: bool) -> Value:
+        """Multiply a normalized tensor, which a plain layer makes again in the backward pass."""
+        if self.numbers.low or not self._forgets:
+            return self.linear(x, name, n, i, o, bias=bias)
+        out = self._product(n, i, o, kept=True)
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            again = self._normalized_again(n, i, rms=not bias)
+            dw = self._weight_gradient(n, i, o)
+            del again
+            dx = self._product(n, o, i)
+            return Gradients([dx], self._with_bias(name, dw, o, bias=bias))
+
+        return self.ledger.made(out, [x], self.ledger.keep([source]), backward)
+
+    def linear_of_activation(
+        self, x: Value, name: str, n: int, i: int, o: int, *, gated: bool, bias: bool, plain: bool = True
+    ) -> Value:
+        """Multiply the activation of x, (n, i), which is made again; its gradient comes into the room of it.
+
+        A layer that is not `plain` makes it again too, but is differentiated as any other.
+        """
+        if self.numbers.low or not self._forgets or not plain:
+            activation, source = self.swiglu(x) if gated else self.gelu(x), x.storage
+            del x
+            made = Remade(source, lambda: self.ledger.hold(n * i * self.numbers.activation, "temporaries"))
+            return self.linear(activation, name, n, i, o, bias=bias, remade=made)
+        hidden_size = n * i * FLOAT
+        hidden = self.ledger.hold(hidden_size, "temporaries")
+        out = self._product(n, i, o, kept=True)
+        del hidden
+
+        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
+            dx = self.ledger.hold(hidden_size, "temporaries")
+            dw = self._weight_gradient(n, i, o)
+            if gated:
+                hidden, dx = dx, self.ledger.hold(2 * hidden_size, "temporaries")
+                self.ledger.passing(hidden_size, hidden_size)
+                del hidden
+            return Gradients([dx], self._with_bias(name, dw, o, bias=bias))
+
+        return self.ledger.made(out, [x], self.ledger.keep([x.storage]), backward)
+
+    def _with_bias(self, name: str, dw: Storage, o: int, *, bias: bool) -> list[tuple[str, Storage]]:
+        """Return the gradients of a plain layer's parameters, in autograd's order."""
+        found = [(f"{name}.bias", self.ledger.hold(o * FLOAT, "gradients"))] if bias else []
+        return [*found, (f"{name}.weight", dw)]
+
+    def _normalized_again(self, n: int, w: int, *, rms: bool) -> Storage:
+        """Hold what a norm returns; its statistics pass."""
+        if rms:
+            self._rms_norm_statistics(n, w)
+        statistics = [self.ledger.hold(n * FLOAT, "temporaries") for _ in range(1 if rms else 2)]
+        out = self.ledger.hold(n * w * FLOAT, "temporaries")
+        del statistics
+        return out
 
     @property
     def _forgets(self) -> bool:

@@ -69,8 +69,14 @@ class ModelWork:
         extra = NOTHING if self.run.fused else Work(0.0, CHECKPOINT_CALLS)
         selective = between if self.run.fused else between + tape + extra
         full = _forward(again) + extra
-        none = NOTHING if self.run.rates.kind == "cuda" else self._activation(batch.tokens).forward
+        none = NOTHING if self.run.rates.kind == "cuda" else self._made_again(batch.tokens)
         return BlockWork(forward, backward, {"none": none, "selective": selective, "full": full, "offload": full})
+
+    def _made_again(self, n: int) -> Work:
+        """Return what is computed again without recomputation: activations, and what plain layers read of a norm."""
+        plain = not self.numbers.low and self.tensor_ranks == 1
+        norms = 0 if not plain else 1 if self.config.family == "bert" else 2
+        return self._activation(n).forward + self._norm(n).forward * norms
 
     def _unneeded(self) -> int:
         """Return how many operations at a block's end nothing in its backward pass needs."""

@@ -15,7 +15,7 @@ from bigtrain.ledger import Ledger, Storage, Value
 from bigtrain.memory.measure import measure
 from bigtrain.models.layers import Dropout, rotary_table, rotate
 from bigtrain.models.operations_cost import Numbers, Operations
-from bigtrain.models.pointwise import RMSNorm, swiglu
+from bigtrain.models.pointwise import RMSNorm, SwiGLU
 from bigtrain.processor import has_slow_bf16
 
 N, W, OUT, HEADS, DIM = 256, 96, 160, 6, 16
@@ -89,7 +89,7 @@ CASES: dict[str, tuple[Callable[[], Any], Run, int]] = {
     "rms norm": (lambda: RMSNorm(W, eps=1e-6), lambda o, x: o.rms_norm(x, "n", N, W), W),
     "dropout": (lambda: Dropout(0.1), lambda o, x: o.dropout(x, 0.1, N * W), W),
     "gelu": (lambda: F.gelu, lambda o, x: o.gelu(x), W),
-    "swiglu": (lambda: swiglu, lambda o, x: o.swiglu(x), 2 * W),
+    "swiglu": (lambda: SwiGLU(), lambda o, x: o.swiglu(x), 2 * W),
     "rotate": (lambda: rotary, rotate_cost, W),
 }
 

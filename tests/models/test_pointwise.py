@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bigtrain.models.pointwise import RMSNorm, swiglu
+from bigtrain.models.pointwise import GELU, RMSNorm, SwiGLU
 
 
 def kept_by(function, *tensors):
@@ -36,24 +38,24 @@ def filled_norm(width, **options):
 def test_swiglu_equals_torchs_operations(torch_seed, dtype):
     x = torch.randn(7, 12, dtype=dtype, requires_grad=True)
     slopes = torch.randn(7, 6, dtype=dtype)
-    results = [(out := function(x), *torch.autograd.grad(out, x, slopes)) for function in (swiglu, plain_swiglu)]
+    results = [(out := function(x), *torch.autograd.grad(out, x, slopes)) for function in (SwiGLU(), plain_swiglu)]
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
 
 
 def test_swiglu_has_the_right_derivatives(torch_seed):
-    assert torch.autograd.gradcheck(swiglu, (torch.randn(5, 8, dtype=torch.float64, requires_grad=True),))
+    assert torch.autograd.gradcheck(SwiGLU(), (torch.randn(5, 8, dtype=torch.float64, requires_grad=True),))
 
 
 def test_swiglu_keeps_its_input_only(torch_seed):
     x = torch.randn(7, 12, requires_grad=True)
-    assert [tensor.data_ptr() for tensor in kept_by(swiglu, x)] == [x.data_ptr()]
+    assert [tensor.data_ptr() for tensor in kept_by(SwiGLU(), x)] == [x.data_ptr()]
     assert sum(tensor.nbytes for tensor in kept_by(plain_swiglu, x)) > x.nbytes
 
 
 def test_swiglu_changes_nothing_that_came(torch_seed):
     x, slopes = torch.randn(7, 12, requires_grad=True), torch.randn(7, 6)
     before = x.detach().clone(), slopes.clone()
-    swiglu(x).backward(slopes)
+    SwiGLU()(x).backward(slopes)
     assert torch.equal(x, before[0])
     assert torch.equal(slopes, before[1])
 
@@ -111,4 +113,29 @@ def test_a_row_without_tokens_gives_none():
     x = torch.zeros(0, 4, requires_grad=True)
     norm(x).sum().backward()
     assert not norm.weight.grad.any()
-    assert x.grad.shape == swiglu(torch.zeros(0, 8)).shape == (0, 4)
+    assert x.grad.shape == SwiGLU()(torch.zeros(0, 8)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_tanh_gelu_equals_torchs(dtype: torch.dtype, bound: float, rows: int) -> None:
+    x = (3 * torch.randn(rows, 1500, dtype=dtype)).requires_grad_()
+    slopes = torch.randn(rows, 1500, dtype=dtype)
+    ours, theirs = GELU("tanh")(x), F.gelu(x, approximate="tanh")
+    assert (ours - theirs).abs().max() < bound
+    grads = [torch.autograd.grad(out, x, slopes)[0] for out in (ours, theirs)]
+    assert torch.equal(*grads)
+    assert torch.equal(GELU("tanh").gradient(slopes.clone(), x.detach()), grads[0])
+
+
+def test_tanh_gelu_of_large_numbers_and_none() -> None:
+    x = torch.tensor([[-1e4, -20.0, -0.0, 0.0, 20.0, 1e4]])
+    assert torch.equal(GELU("tanh")(x), F.gelu(x, approximate="tanh"))
+    assert GELU("tanh")(torch.zeros(0, 4)).shape == (0, 4)
+    assert GELU("tanh")(torch.zeros(3, 0)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_of_low_precision_is_torchs(approximate: Any) -> None:
+    x = torch.randn(5, 8, dtype=torch.bfloat16)
+    assert torch.equal(GELU(approximate)(x), F.gelu(x, approximate=approximate))

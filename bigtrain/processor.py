@@ -13,6 +13,12 @@ def has_slow_bf16() -> bool:
     return bool(flags) and not {"avx512_bf16", "amx_bf16"} & set(flags)
 
 
+@cache
+def has_tiles(precision: str) -> bool:
+    """Tell whether this processor multiplies tiles of "bf16" or "fp16" numbers (AMX)."""
+    return f"amx_{precision}" in processor_field("flags").split()
+
+
 def processor_field(name: str) -> str:
     """Return a field of the first processor that Linux lists, or an empty text."""
     info = Path("/proc/cpuinfo")

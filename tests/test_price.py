@@ -21,11 +21,11 @@ import bigtrain
 from bigtrain.config.schema import Recipe
 from bigtrain.data.ensure import ensure_prepared
 from bigtrain.engine import Engine
-from bigtrain.memory.measure import measure
 from bigtrain.memory.predict import buffer_bytes, predict
 from bigtrain.planner import hardware
 from bigtrain.planner.plan import Plan
 from bigtrain.training.build import build_engine, build_loader
+from tests.shared.beside_blocks import measure_beside_blocks
 
 TOLERANCE = 0.0005
 """A tenth of what is promised: the scalars of a step, in models as small as these."""
@@ -221,7 +221,7 @@ def measured(plan: Plan, batches: list[Any]) -> Measured:
         gradients = take(engine, batch, max_norm)
     weights, buffers = size_of(engine.model.parameters()), size_of(buffers_of(engine.optimizer))
     state = size_of(tensor for kept in engine.optimizer.state.values() for tensor in kept.values())
-    found = measure(lambda: take(engine, batches[-1], max_norm))
+    found = measure_beside_blocks(lambda: take(engine, batches[-1], max_norm))
     return Measured(weights, state, buffers, gradients, weights + state + buffers + found.peak_bytes)
 
 

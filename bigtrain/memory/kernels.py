@@ -7,12 +7,13 @@ Each fact is of aten/src/ATen/native, torch 2.11 to 2.13, and was seen in a prof
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from bigtrain.models.attention_cost import flash_split
+from bigtrain.models.flash_cost import Flash, flash_split
+from bigtrain.processor import has_tiles
 
 TRANSPOSED_SIDE = 60
 """A transposed matrix is copied through a square of this side, if it has at least as many numbers as one (Copy.cpp)."""
@@ -87,18 +88,28 @@ def _layer_norm_backward(args: Sequence[Any], kwargs: Mapping[str, Any], out: An
 
 
 def _flash(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
-    """Hold each thread's scores, of low-precision inputs rounded too, its sums and its output (FlashAttention)."""
-    query, key = args[0], args[1]
-    queries, scores = flash_split(query.shape[2], key.shape[2])
-    low = scores * query.itemsize if query.itemsize < 4 else 0
-    return torch.get_num_threads() * (4 * (scores + queries * (2 + int(query.shape[3]))) + low)
+    """Hold what flash attention's threads work in, and packed keys and values on processors with tiles."""
+    causal = args[4] if len(args) > 4 else kwargs.get("is_causal", False)
+    return _kernel(args[0], args[1], causal=bool(causal)).forward()
 
 
 def _flash_backward(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
+    """Hold what each thread works in, of low-precision inputs with a sum for each query."""
     query, key = args[1], args[2]
-    queries, scores = flash_split(query.shape[2], key.shape[2])
-    low = 2 * scores * query.itemsize + 4 * queries if query.itemsize < 4 else 0
-    return torch.get_num_threads() * (8 * scores + int(low))
+    sums = 4 * flash_split(query.shape[2])[0] if query.itemsize < 4 else 0
+    return _kernel(query, key).backward() + torch.get_num_threads() * sums
+
+
+def _kernel(query: Tensor, key: Tensor, *, causal: bool = False) -> Flash:
+    """Return the cost of flash attention of queries (B, H, L, D) on keys (B, K, S, D)."""
+    B, H, L, D = query.shape
+    _, K, S, _ = key.shape
+    name = _LOW.get(query.dtype)
+    packs = name if name is not None and has_tiles(name) else None
+    return Flash(B, (H, K), (L, S), D, query.itemsize, torch.get_num_threads(), causal, packs)
+
+
+_LOW: dict[torch.dtype, Literal["bf16", "fp16"]] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def _copy(args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> int:

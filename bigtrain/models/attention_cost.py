@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bigtrain.ledger import Backward, Gradients, Storage, Value
+from bigtrain.models.flash_cost import Flash
 from bigtrain.models.operations_cost import FLOAT, Operations
 
 PLACE_ROWS = 128
@@ -109,12 +110,11 @@ class Attention:
 
     def _attend(self, length: int) -> Storage:
         """Attend within one document; returns its sums."""
-        ledger, (H, K), D = self.operations.ledger, self.heads, self.head_dim
+        ledger, (H, K) = self.operations.ledger, self.heads
         inputs = self._widened(length, H, K, K)
         out, sums = ledger.product(self._operand(length, H)), ledger.product(length * H * FLOAT)
         if not ledger.taking_products:
-            queries, scores = flash_split(length)
-            ledger.passing(self.operations.threads * (scores + queries * (2 + D)) * FLOAT)
+            ledger.passing(self._flash(length).forward())
         del inputs, out
         return sums
 
@@ -123,8 +123,16 @@ class Attention:
         ledger, (H, K) = self.operations.ledger, self.heads
         copies = self._widened(length, H, K, K, H, H)
         grads = [ledger.hold(self._operand(length, heads), "temporaries") for heads in (H, K, K)]
-        ledger.passing(self.operations.threads * 2 * flash_split(length)[1] * FLOAT)
+        ledger.passing(self._flash(length).backward())
         del copies, grads
+
+    def _flash(self, length: int) -> Flash:
+        """Return torch's kernel on one document, in bf16 on a processor with tiles unless products are widened."""
+        numbers, threads = self.operations.numbers, self.operations.threads
+        native = numbers.low and not numbers.widened
+        number = numbers.activation if native else FLOAT
+        tokens = length, length
+        return Flash(1, self.heads, tokens, self.head_dim, number, threads, self.causal, "bf16" if native else None)
 
     def _widened(self, length: int, *heads: int) -> list[Storage]:
         """Return fp32 copies of a document's tensors of so many heads, where products need them."""
@@ -244,12 +252,3 @@ class Composed:
 
     def _hold(self, size: int) -> Storage:
         return self._ledger.hold(size, "temporaries")
-
-
-def flash_split(length: int, keys: int | None = None) -> tuple[int, int]:
-    """Return how many queries torch's flash kernel for CPUs works on at once in a thread, and scores: by 512 keys.
-
-    Source: aten/src/ATen/native/cpu/FlashAttentionKernel.cpp, torch 2.13.
-    """
-    queries = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
-    return queries, queries * min(length if keys is None else keys, 512)

@@ -274,7 +274,8 @@ class ModelCost:
             held.append(hold(chunk * rows * product, "logits"))
         self._ledger.passing(chunk * width * product)
         if product != FLOAT:
-            self._ledger.passing(rows * width * product)
+            widened = [rows * width * FLOAT] if self.operations.device == "cpu" else []
+            self._ledger.passing(rows * width * product, *widened)
         del held, logits, copy
 
 

@@ -17,6 +17,7 @@ from bigtrain.memory.measure import MARK, NODE, Allocation, Operation, Trace, re
 from bigtrain.memory.record import Recording
 from bigtrain.memory.report import CAUSES
 from bigtrain.models.loss import linear_cross_entropy
+from bigtrain.processor import has_slow_bf16
 
 Spans = list[tuple[str, int, int, int]]
 
@@ -245,5 +246,7 @@ def test_real_logits(torch_seed: int, dtype: torch.dtype) -> None:
     logits = sizes(recording, "logits")
     assert logits[0] == room
     # In low precision where products are widened there is one more copy, the slopes, in each of two chunks.
-    assert set(logits[1:]) <= {room // 2, room}
+    # A processor with bf16 instructions also arranges blocks of operands in room that oneDNN books.
+    in_blocks = dtype == torch.bfloat16 and not has_slow_bf16()
+    assert room // 2 in logits if in_blocks else set(logits[1:]) <= {room // 2, room}
     assert sizes(recording, "gradients")[:2] == [weight, 512 * 4]

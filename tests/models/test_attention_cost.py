@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from bigtrain.ledger import Ledger, Value
-from bigtrain.memory.measure import measure
 from bigtrain.models.attention import Documents, attend
-from bigtrain.models.attention_cost import Attention, document_places, flash_split
+from bigtrain.models.attention_cost import Attention, document_places
 from bigtrain.models.operations_cost import Numbers, Operations
 from bigtrain.processor import has_slow_bf16
+from tests.shared.beside_blocks import measure_beside_blocks
 
 DIM = 16
 
@@ -49,7 +49,7 @@ def measured(attention: Attention, precision: str) -> int:
 
     step()
     qkv.grad = None
-    return measure(step).peak_bytes
+    return measure_beside_blocks(step).peak_bytes
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -63,6 +63,20 @@ def test_attention_holds_what_is_predicted(
     operations = Operations(Ledger(), numbers_of(precision), threads=torch.get_num_threads())
     attention = Attention(operations, heads, DIM, tokens, longest, causal, dropout)
     assert predicted(attention) == pytest.approx(measured(attention, precision), rel=0.005, abs=256)
+
+
+def test_a_document_is_packed_in_bf16_or_widened() -> None:
+    numbers = 256 * 4 * DIM
+    sums, scores = 256 * 4 * 4, 64 * 256
+    wide = (scores + 64 * (2 + DIM)) * 4
+    packed = scores * 2 + 2 * numbers * 2 + 256 * DIM * 2
+    peaks = []
+    for widened in (False, True):
+        ledger = Ledger()
+        operations = Operations(ledger, Numbers(2, 4, 4, widened=widened))
+        Attention(operations, (4, 4), DIM, 256, 256, False)(Value(ledger.hold(0), None))
+        peaks.append(ledger.peak)
+    assert peaks == [2 * numbers * 2 + sums + wide + packed, numbers * (2 + 4 * 4) + sums + wide]
 
 
 def test_threads_have_room_of_their_own() -> None:
@@ -114,10 +128,3 @@ def test_rows_of_one_document_have_few_places() -> None:
     assert document_places(6, 512, packed=False) == 6
     assert [document_places(rows, 512, packed=True) for rows in (1, 4, 5, 32)] == [8, 8, 16, 64]
     assert [document_places(1, length, packed=True) for length in (128, 4096, 8192)] == [8, 16, 32]
-
-
-@pytest.mark.parametrize(
-    ("length", "split"), [(20, (20, 400)), (100, (32, 3200)), (200, (64, 12800)), (1024, (256, 256 * 512))]
-)
-def test_how_the_kernel_splits_a_document(length: int, split: tuple[int, int]) -> None:
-    assert flash_split(length) == split

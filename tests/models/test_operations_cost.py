@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from bigtrain import amp
 from bigtrain.ledger import Ledger, Storage, Value
-from bigtrain.memory.measure import measure
 from bigtrain.models.layers import Dropout, rotary_table, rotate
 from bigtrain.models.operations_cost import Numbers, Operations
 from bigtrain.models.pointwise import RMSNorm, SwiGLU
 from bigtrain.processor import has_slow_bf16
+from tests.shared.beside_blocks import measure_beside_blocks
 
 N, W, OUT, HEADS, DIM = 256, 96, 160, 6, 16
 PRECISIONS = {
@@ -64,7 +64,7 @@ def measured(module: Callable[[Tensor], Tensor], precision: str, width: int) -> 
     step()
     for tensor in (x, *(module.parameters() if isinstance(module, nn.Module) else ())):
         tensor.grad = None
-    return measure(step).peak_bytes
+    return measure_beside_blocks(step).peak_bytes
 
 
 def rotary(x: Tensor) -> Tensor:

@@ -41,10 +41,7 @@ TRIM_THRESHOLD = "MALLOC_TRIM_THRESHOLD_"
 """Its name for the bytes at the heap's end from which they are given back; a fixed threshold above fixes it too."""
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""torch's name for asking huge pages for its tensors: a fifth of a step on two cores (docs/decisions.md)."""
-
-MKL_BUFFERS = "MKL_DISABLE_FAST_MM"
-"""MKL's name for giving back the buffers of a product when it is done, which costs no time that could be measured."""
+"""torch's name for asking huge pages for its tensors: a tenth of a step or more on two cores (docs/decisions.md)."""
 
 ALLOCATOR = "PYTORCH_ALLOC_CONF"
 """torch's settings of its caching allocator; the plan's prediction goes by these."""
@@ -246,7 +243,7 @@ def adopt_environment(kind: str) -> None:
 
 def _allocator_settings(kind: str) -> dict[str, str]:
     if kind == "cpu":
-        return {MMAP_THRESHOLD: str(2**20), TRIM_THRESHOLD: str(64 * 2**20), HUGE_PAGES: "1", MKL_BUFFERS: "1"}
+        return {MMAP_THRESHOLD: str(2**20), TRIM_THRESHOLD: str(64 * 2**20), HUGE_PAGES: "1"}
     return {ALLOCATOR: "expandable_segments:True"}
 
 

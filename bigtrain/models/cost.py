@@ -14,6 +14,7 @@ from functools import partial
 
 from bigtrain.config.model import ModelConfig
 from bigtrain.ledger import Gradients, Ledger, Storage, Value
+from bigtrain.models.activated_cost import linear_of_activation, linear_of_norm
 from bigtrain.models.attention_cost import Attention
 from bigtrain.models.operations_cost import FLOAT, LONG, Operations
 from bigtrain.models.shape import NEXT_SENTENCE_CLASSES, SEGMENTS
@@ -191,8 +192,8 @@ class ModelCost:
         else:
             up = self._in(x, f"{name}.mlp.up", n, inner, bias=True, source=source)
         if self.tensor_ranks == 1:
-            return run.linear_of_activation(up, down, n, inner, width, gated=gated, bias=not gated)
-        part = run.linear_of_activation(up, down, n, inner, width, gated=gated, bias=False, plain=False)
+            return linear_of_activation(run, up, down, n, inner, width, gated=gated, bias=not gated)
+        part = linear_of_activation(run, up, down, n, inner, width, gated=gated, bias=False, plain=False)
         return run.sum_over_ranks(part, down, width, bias=not gated)
 
     def _in(self, x: Value, name: str, n: int, o: int, *, bias: bool, source: Storage | None) -> Value:
@@ -202,7 +203,7 @@ class ModelCost:
             return run.linear(run.enter(x), name, n, width, o, bias=bias)
         if source is None:
             return run.linear(x, name, n, width, o, bias=bias)
-        return run.linear_of_norm(x, source, name, n, width, o, bias=bias)
+        return linear_of_norm(run, x, source, name, n, width, o, bias=bias)
 
     def _head(self, x: Value, m: int) -> Value:
         if self.config.family != "bert":

@@ -56,8 +56,8 @@ class Operations:
 
         Where x is remade for the backward pass, what it is made of is kept instead, as in `activated.py`.
         """
-        numbers, product = self.numbers, self._low_product if self.numbers.low else self._product
-        again = remade.again if remade is not None and self._forgets else None
+        numbers, product = self.numbers, self._low_product if self.numbers.low else self.product
+        again = remade.again if remade is not None and self.forgets else None
         source = remade.source if remade is not None and again is not None else x.storage
         kept = None if numbers.low else self.ledger.keep([source])
         out = product(n, i, o, kept=True)
@@ -65,7 +65,7 @@ class Operations:
         def backward(grad: Storage, kept: list[Storage]) -> Gradients:
             made = again() if again is not None else None
             dx = product(n, o, i)
-            dw = self._weight_gradient(n, i, o)
+            dw = self.weight_gradient(n, i, o)
             parameters = [(f"{name}.weight", dw)]
             if bias:
                 if numbers.low and numbers.gradient == FLOAT and self.device == "cpu":
@@ -76,69 +76,13 @@ class Operations:
 
         return self.ledger.made(out, [x], kept or self.ledger.keep([source]), backward)
 
-    def linear_of_norm(self, x: Value, source: Storage, name: str, n: int, i: int, o: int, *, bias: bool) -> Value:
-        """Multiply a normalized tensor, which a plain layer makes again in the backward pass."""
-        if self.numbers.low or not self._forgets:
-            return self.linear(x, name, n, i, o, bias=bias)
-        out = self._product(n, i, o, kept=True)
-
-        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
-            again = self._normalized_again(n, i, rms=not bias)
-            dw = self._weight_gradient(n, i, o)
-            del again
-            dx = self._product(n, o, i)
-            return Gradients([dx], self._with_bias(name, dw, o, bias=bias))
-
-        return self.ledger.made(out, [x], self.ledger.keep([source]), backward)
-
-    def linear_of_activation(
-        self, x: Value, name: str, n: int, i: int, o: int, *, gated: bool, bias: bool, plain: bool = True
-    ) -> Value:
-        """Multiply the activation of x, (n, i), which is made again; its gradient comes into the room of it.
-
-        A layer that is not `plain` makes it again too, but is differentiated as any other.
-        """
-        if self.numbers.low or not self._forgets or not plain:
-            activation, source = self.swiglu(x) if gated else self.gelu(x), x.storage
-            del x
-            made = Remade(source, lambda: self.ledger.hold(n * i * self.numbers.activation, "temporaries"))
-            return self.linear(activation, name, n, i, o, bias=bias, remade=made)
-        hidden_size = n * i * FLOAT
-        hidden = self.ledger.hold(hidden_size, "temporaries")
-        out = self._product(n, i, o, kept=True)
-        del hidden
-
-        def backward(grad: Storage, kept: list[Storage]) -> Gradients:
-            dx = self.ledger.hold(hidden_size, "temporaries")
-            dw = self._weight_gradient(n, i, o)
-            if gated:
-                hidden, dx = dx, self.ledger.hold(2 * hidden_size, "temporaries")
-                self.ledger.passing(hidden_size, hidden_size)
-                del hidden
-            return Gradients([dx], self._with_bias(name, dw, o, bias=bias))
-
-        return self.ledger.made(out, [x], self.ledger.keep([x.storage]), backward)
-
-    def _with_bias(self, name: str, dw: Storage, o: int, *, bias: bool) -> list[tuple[str, Storage]]:
-        """Return the gradients of a plain layer's parameters, in autograd's order."""
-        found = [(f"{name}.bias", self.ledger.hold(o * FLOAT, "gradients"))] if bias else []
-        return [*found, (f"{name}.weight", dw)]
-
-    def _normalized_again(self, n: int, w: int, *, rms: bool) -> Storage:
-        """Hold what a norm returns; its statistics pass."""
-        if rms:
-            self._rms_norm_statistics(n, w)
-        statistics = [self.ledger.hold(n * FLOAT, "temporaries") for _ in range(1 if rms else 2)]
-        out = self.ledger.hold(n * w * FLOAT, "temporaries")
-        del statistics
-        return out
-
     @property
-    def _forgets(self) -> bool:
+    def forgets(self) -> bool:
         """Whether activations before a product are computed again, rather than kept."""
         return self.device == "cpu" and not self.compiled and self.ledger.region is None
 
-    def _product(self, n: int, i: int, o: int, *, kept: bool = False) -> Storage:
+    def product(self, n: int, i: int, o: int, *, kept: bool = False) -> Storage:
+        """Hold the (n, o) of a plain product."""
         size = n * o * self.numbers.activation
         return self.ledger.product(size) if kept else self.ledger.hold(size, "temporaries")
 
@@ -148,7 +92,7 @@ class Operations:
         operands = [hold(n * i * FLOAT, "temporaries")] if numbers.widened else []
         rounded = hold(i * o * numbers.activation, "temporaries") if numbers.weight != numbers.activation else None
         if not numbers.widened:
-            return self._product(n, i, o, kept=kept)
+            return self.product(n, i, o, kept=kept)
         operands.append(hold(i * o * FLOAT, "temporaries"))
         del rounded
         wide = hold(n * o * FLOAT, "temporaries")
@@ -158,7 +102,8 @@ class Operations:
         del wide
         return out
 
-    def _weight_gradient(self, n: int, i: int, o: int) -> Storage:
+    def weight_gradient(self, n: int, i: int, o: int) -> Storage:
+        """Hold the gradient of a weight (o, i), and what its product needs."""
         numbers, hold = self.numbers, self.ledger.hold
         if not numbers.low:
             return hold(i * o * numbers.gradient, "gradients")
@@ -200,7 +145,7 @@ class Operations:
     def _norm(self, x: Value, name: str, n: int, w: int, *, statistics: int, parameters: Sequence[str]) -> Value:
         numbers, composed = self.numbers, statistics == 1 and self.device == "cpu"
         if composed:
-            self._rms_norm_statistics(n, w)
+            self.rms_norm_statistics(n, w)
         kept = [x.storage] + [self.ledger.hold(n * FLOAT) for _ in range(statistics)]
         wide = self.ledger.hold(n * w * FLOAT) if composed and numbers.low else None
         out = self.ledger.hold(n * w * numbers.activation)
@@ -216,7 +161,8 @@ class Operations:
         x_size = n * w * numbers.activation
         return self.ledger.made(out, [x], self.ledger.keep(kept), backward)
 
-    def _rms_norm_statistics(self, n: int, w: int) -> None:
+    def rms_norm_statistics(self, n: int, w: int) -> None:
+        """Pass through what our own root mean square holds."""
         wide = [n * w * FLOAT] * (2 if self.numbers.low else 1)
         self.ledger.passing(*wide)
 

@@ -25,8 +25,7 @@ CHECKPOINT_CALLS, TAPE_CALLS = 80, 6
 """Calls' worth of Python to run a block again, and for each operation that runs under selective recomputation's tape.
 
 Measured on a CPU as what policies add to a step of six blocks on 8 tokens: 2.3 to 2.9 ms a block for `full`, 4.4 to 6.7
-for `selective` (benchmarks/recompute_cpu.json), where a call is 21e-6 s.
-"""
+for `selective` (benchmarks/recompute_cpu.json), where a call is 21e-6 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +60,22 @@ class ModelWork:
 
     def block(self, batch: MicroBatch) -> BlockWork:
         """Return one block's work."""
-        operations = list(self._block(batch))
+        operations, left, fused = list(self._block(batch)), self._unneeded(), self.run.fused
         forward, backward = _forward(operations), _total(o.backward for o in operations)
-        again = operations[: -self._unneeded()] if self._unneeded() else operations
         between = _forward(o for o in operations if not o.kept)
-        tape = Work(0.0, TAPE_CALLS * sum(o.forward.calls for o in operations))
-        extra = NOTHING if self.run.fused else Work(0.0, CHECKPOINT_CALLS)
-        selective = between if self.run.fused else between + tape + extra
-        full = _forward(again) + extra
-        none = NOTHING if self.run.rates.kind == "cuda" else self._made_again(batch.tokens)
-        return BlockWork(forward, backward, {"none": none, "selective": selective, "full": full, "offload": full})
+        extra = NOTHING if fused else Work(0.0, CHECKPOINT_CALLS)
+        tape = NOTHING if fused else Work(0.0, TAPE_CALLS * sum(o.forward.calls for o in operations))
+        full, none = _forward(operations[: len(operations) - left]) + extra, self._made_again(batch.tokens)
+        again = {"none": none, "selective": between + tape + extra, "full": full, "offload": full}
+        return BlockWork(forward, backward, again)
 
     def _made_again(self, n: int) -> Work:
         """Return what is computed again without recomputation: activations, and what plain layers read of a norm."""
-        plain = not self.numbers.low and self.tensor_ranks == 1
-        norms = 0 if not plain else 1 if self.config.family == "bert" else 2
-        return self._activation(n).forward + self._norm(n).forward * norms
+        norms = 0 if self.numbers.low or self.tensor_ranks > 1 else 1 if self.config.family == "bert" else 2
+        made = self._activation(n).forward + self._norm(n).forward * norms
+        return NOTHING if self.run.rates.kind == "cuda" else made
 
-    def _unneeded(self) -> int:
-        """Return how many operations at a block's end nothing in its backward pass needs."""
+    def _unneeded(self) -> int:  # operations at a block's end that nothing in its backward pass needs
         return 0 if reads_its_end(self.config, self.dropout) else 2
 
     def _block(self, batch: MicroBatch) -> Iterator[Operation]:
@@ -100,8 +96,8 @@ class ModelWork:
         yield from self._residual(n)
 
     def _activation(self, n: int) -> Operation:
-        inner = self.config.intermediate_size // self.tensor_ranks
-        return self._swiglu(n * inner) if self.config.family == "llama" else self._gelu(n * inner)
+        activation = self._swiglu if self.config.family == "llama" else self._gelu
+        return activation(n * self.config.intermediate_size // self.tensor_ranks)
 
     @property
     def _heads(self) -> int:

@@ -16,6 +16,7 @@ import bigtrain
 from bigtrain.errors import DataError, RecipeError, ResumeError
 from bigtrain.launcher import (
     ALLOCATOR,
+    HUGE_PAGES,
     MMAP_THRESHOLD,
     TRIM_THRESHOLD,
     adopt_environment,
@@ -69,6 +70,7 @@ def is_alive(process: int) -> bool:
 def test_on_the_cpu_large_tensors_are_mapped_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(MMAP_THRESHOLD, raising=False)
     assert worker_environment("cpu")[MMAP_THRESHOLD] == str(2**20)
+    assert worker_environment("cpu")[HUGE_PAGES] == "1" and HUGE_PAGES not in worker_environment("cuda")
     assert MMAP_THRESHOLD not in worker_environment("cuda")
     assert worker_environment("cpu")[TRIM_THRESHOLD] == str(2**26)
     assert worker_environment("cuda")[ALLOCATOR] == "expandable_segments:True"

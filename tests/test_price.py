@@ -274,7 +274,8 @@ ATTENTION_ROOM = 0.025
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_rows_of_several_documents(family: str, lengths: list[int]) -> None:
     plan = plan_of(**FAMILIES[family])
-    assert -TOLERANCE < deviation(plan, [full_rows(plan, lengths)] * 2) < ATTENTION_ROOM
+    found = deviation(plan, [full_rows(plan, lengths)] * 2)
+    assert -TOLERANCE < found < ATTENTION_ROOM if family == "bert" else abs(found) < 0.005
 
 
 @pytest.mark.parametrize("choice", [{}, {**LOW, **RELEASED, "policy": "full", "state": "8bit"}], ids=["plain", "all"])
@@ -290,4 +291,5 @@ def test_rows_of_real_text(family: str, choice: dict[str, Any], corpus_file: Pat
     filled = int(batches[-1]["document_lengths"].sum()) / batches[-1]["input_ids"].numel()
     assert 0.95 < filled <= 1
     # Rows count as full, of one document: what is predicted too much is at most the share that is empty, and that room.
-    assert -TOLERANCE < deviation(plan, batches) < 1 - filled + ATTENTION_ROOM
+    room = TOLERANCE if choice or family != "bert" else ATTENTION_ROOM
+    assert -TOLERANCE < deviation(plan, batches) < 1 - filled + room

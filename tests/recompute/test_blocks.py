@@ -66,7 +66,9 @@ def test_each_policy_holds_less_than_the_one_before(subject: Make, put: Make, ma
         held[policy] = model.held_bytes()
     left = [bytes_left for bytes_left, _ in held.values()]
     assert left == sorted(left, reverse=True) and len(set(left)) == len(left)
-    assert min(held["none"][1], held["selective"][1]) > held["full"][1]  # of so few blocks selective may peak higher
+    assert held["selective"][1] > held["full"][1] < held["none"][1]
+    # Of so few of our blocks that forget activations and norms, selective recomputation may peak higher than none.
+    assert held["none"][1] > held["selective"][1] or make in ("bert", "gpt")
 
 
 def test_what_selective_holds_is_known(subject: Make) -> None:

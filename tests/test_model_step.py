@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from bigtrain.engine import prepare
 from bigtrain.errors import InputError
 from bigtrain.memory.attribute import causes_at_peak
-from bigtrain.memory.measure import measure
 from bigtrain.memory.predict import SECOND_STEP
 from bigtrain.memory.record import Recording
 from bigtrain.memory.report import MemoryReport
@@ -23,6 +22,7 @@ from bigtrain.planner.clock import Flops
 from bigtrain.planner.hardware import cpu
 from bigtrain.planner.module_plan import ModulePlan, Undescribed, module_recipe
 from bigtrain.planner.speed import StepSeconds
+from tests.shared.beside_blocks import measure_beside_blocks
 
 ADAMW = partial(torch.optim.AdamW, fused=True)
 
@@ -89,7 +89,7 @@ def measured_bytes(plan: ModulePlan) -> int:
     step()
     states = [value for state in engine.optimizer.state.values() for value in state.values()]
     held = [*engine.model.parameters(), *engine.model.buffers(), *states]
-    return sum(tensor.nbytes for tensor in held) + measure(step).peak_bytes
+    return sum(tensor.nbytes for tensor in held) + measure_beside_blocks(step).peak_bytes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

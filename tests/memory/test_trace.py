@@ -236,6 +236,13 @@ def test_the_release_of_what_was_there_before_counts() -> None:
     assert trace(run).end_bytes == -1024
 
 
+def test_a_number_made_inside_leaves_nothing() -> None:
+    with fakes():
+        x = torch.ones(3)
+    found = trace(lambda: x * torch.tensor(2.0))
+    assert found.end_bytes == 0 and min(found.timeline) >= 0 and found.peak_bytes == 12 + 4
+
+
 def test_a_copy_keeps_ties_dtypes_and_gradient_dtypes_and_allocates_nothing() -> None:
     with torch.device("meta"):
         model, _ = own("bert", 0.1)

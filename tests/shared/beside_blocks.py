@@ -24,12 +24,20 @@ PRODUCTS = {
 
 def measure_beside_blocks(run: Callable[[], object]) -> Timeline:
     """Return what a call allocates and releases on the CPU, without that room where the processor has it."""
-    trace = record(run)
-    if has_slow_bf16():
-        return trace.timeline
-    room = {index for index, found in enumerate(trace.allocations) if _is_room(found)}
-    events = [event for event in trace.events if max(event, ~event) not in room]
-    return Trace(trace.allocations, events).timeline
+    return record_beside_blocks(run).timeline
+
+
+def record_beside_blocks(run: Callable[[], object], *, device: str = "cpu") -> Trace:
+    """Record a call as `bigtrain.memory.measure.record` does, without that room where the processor has it."""
+    trace = record(run, device=device)
+    if device != "cpu" or has_slow_bf16():
+        return trace
+    kept = [index for index, found in enumerate(trace.allocations) if not _is_room(found)]
+    number = {index: new for new, index in enumerate(kept)}
+    events = [
+        number[event] if event >= 0 else ~number[~event] for event in trace.events if max(event, ~event) in number
+    ]
+    return Trace([trace.allocations[index] for index in kept], events, trace.operations)
 
 
 def _is_room(found: Allocation) -> bool:

@@ -63,13 +63,16 @@ def sent(plan: Any, world: Any) -> dict[str, dict[str, int]]:
 def main(cases: str) -> None:
     """Profile each recipe of a file."""
     import torch
+    from beside_blocks import record_beside_blocks
 
     import bigtrain
     from bigtrain.config.schema import Recipe
     from bigtrain.planner import hardware
+    from bigtrain.profiling import steps
     from bigtrain.world import joined
 
     torch.set_num_threads(1)
+    steps.record = record_beside_blocks  # the room of low-precision products, which no price names
     with joined(kind="cpu", timeout_seconds=120) as world:
         for case in json.loads(Path(cases).read_text()):
             plan = bigtrain.plan(Recipe.model_validate(case), hardware.cpu())

@@ -19,6 +19,8 @@ from bigtrain.errors import DataError, Fault
 
 DEPTH = 2
 """Batches that are made ahead."""
+TOKENS_AT_ONCE = 2**16
+"""Batches of fewer are made several at once: the calls for a small one take longer than its numbers."""
 EVALUATION_SEED = 20_181_011
 """Evaluations hide the same tokens in every run, whatever its seed, so that their losses can be compared."""
 
@@ -102,10 +104,12 @@ class Loader:
         self.seek(state["row"] // self._global)
 
     def _batches(self, position: int) -> Iterator[Rows]:
+        each = len(self._share)
+        count = max(1, TOKENS_AT_ONCE // (each * self._reader.index.sequence_length))
         while True:
-            places = position * self._global + self._share
-            yield self._reader.read(*self._order.rows_at(places))
-            position += 1
+            places = (np.arange(position, position + count)[:, None] * self._global + self._share).ravel()
+            yield from _in_parts(self._reader.read(*self._order.rows_at(places)), each)
+            position += count
 
 
 def evaluation_batches(
@@ -145,6 +149,21 @@ def evaluation_batches(
 def tensors(rows: Rows) -> Batch:
     """Return rows as a batch of host tensors."""
     return {name: torch.from_numpy(values) for name, values in rows._asdict().items() if values is not None}
+
+
+def _in_parts(rows: Rows, each: int) -> Iterator[Rows]:
+    """Yield so many rows at a time, with places for as many documents as those have."""
+    held = np.count_nonzero(rows.document_lengths, axis=1)
+    for start in range(0, len(held), each):
+        here, most = slice(start, start + each), held[start : start + each].max()
+        segments, follows = rows.segment_ids, rows.next_sentence_labels
+        yield Rows(
+            rows.input_ids[here],
+            rows.labels[here],
+            np.ascontiguousarray(rows.document_lengths[here, :most]),
+            None if segments is None else segments[here],
+            None if follows is None else np.ascontiguousarray(follows[here, :most]),
+        )
 
 
 def _share(global_batch_size: int, rank: int, world_size: int) -> Ids:

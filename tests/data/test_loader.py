@@ -182,6 +182,22 @@ def test_faults_while_reading_ahead_reach_the_reader(bert_corpus: Corpus, monkey
         next(iter(loader(bert_corpus)))
 
 
+@pytest.mark.parametrize("objective", ["mlm", "mlm_nsp"])
+@pytest.mark.parametrize("tokens", [8 * 32 * 3, 2**16])
+def test_batches_made_together_are_those_made_alone(
+    bert_corpus: Corpus, monkeypatch: pytest.MonkeyPatch, objective: Any, tokens: int
+) -> None:
+    def batches(at_once: int) -> list[Batch]:
+        monkeypatch.setattr(module, "TOKENS_AT_ONCE", at_once)
+        loaded = Loader(bert_corpus, objective=objective, sequence_length=32, global_batch_size=8, seed=5)
+        loaded.seek(7)
+        return take(loaded, 10)
+
+    for together, alone in zip(batches(tokens), batches(1), strict=True):
+        assert {name: values.shape for name, values in together.items()} == {n: v.shape for n, v in alone.items()}
+        assert all(torch.equal(values, alone[name]) and values.is_contiguous() for name, values in together.items())
+
+
 def test_too_few_rows_for_a_batch(bert_corpus: Corpus) -> None:
     rows = loader(bert_corpus).rows
     loader(bert_corpus, rows)

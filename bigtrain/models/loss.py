@@ -149,6 +149,7 @@ def _sum_and_gradients(
             _add_product(grad_weight, slopes_CV, hidden_CW, first=rows.start == 0)
         if grad_bias is not None:
             grad_bias += logits_CV.sum(0)
+        del slopes_CV  # before the next chunk's product
     return total, [grad_hidden, grad_weight, grad_bias]
 
 

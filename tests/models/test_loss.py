@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from bigtrain.batch import IGNORED_LABEL
 from bigtrain.models import loss as loss_module
 from bigtrain.models.lookup import Lookup
 from bigtrain.models.loss import linear_cross_entropy, score
+from tests.shared.beside_blocks import measure_beside_blocks
 
 WIDTH, VOCABULARY, PADDED = 16, 100, 128
 TOLERANCE = {torch.float32: {"rtol": 1e-6, "atol": 1e-7}, torch.float64: {"rtol": 1e-12, "atol": 1e-14}}
@@ -150,6 +153,20 @@ def test_the_full_logits_never_exist(torch_seed):
     with Shapes() as shapes:
         linear_cross_entropy(*tensors, vocab_size=VOCABULARY, chunk_tokens=16).backward()
     assert shapes.largest == max(tensor.numel() for tensor in tensors[:2])
+
+
+def test_a_chunk_holds_nothing_of_the_one_before(torch_seed, monkeypatch):
+    """Of products in bf16, whose slopes are a copy: three chunks hold as much as one, but for the sums over chunks."""
+    monkeypatch.setattr(loss_module, "widened", lambda _: False)
+
+    def peak(count):
+        hidden, weight, bias, labels = inputs(count, torch.bfloat16)
+        run = partial(linear_cross_entropy, hidden, weight, bias, labels, vocab_size=VOCABULARY, chunk_tokens=256)
+        run()
+        return measure_beside_blocks(run).peak_bytes - hidden.nbytes
+
+    rows = 256 * PADDED
+    assert abs(peak(3 * 256) - peak(256)) < 0.1 * rows * 2
 
 
 def test_no_gradient_is_computed_without_need(torch_seed):

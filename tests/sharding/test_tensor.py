@@ -173,7 +173,6 @@ MEASURED = [(world, name) for world, cases in CASES.items() for name in cases if
 def test_a_rank_holds_what_is_predicted(
     world: int, name: str, two: list[dict[str, Any]], four: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_cost, "COPYING", ())
     ranks = {2: two, 4: four}[world]
     real, made = ranks[0][name], plan(recipe_of(**CASES[world][name]), hardware.cpu(), world_size=world)
     recipe, model, accumulated = made.recipe, made.model, made.accumulation_steps > 1
@@ -183,9 +182,12 @@ def test_a_rank_holds_what_is_predicted(
     assert state["gradients"] == real["gradients"]
     buffers = buffer_bytes(recipe, model, accumulated=accumulated, device="cpu", world_size=world)
     assert buffers == real["buffers"]
-    report = predict(recipe, model, device="cpu", slow_bf16=has_slow_bf16(), world_size=world, threads=1)
-    assert report.allocated_bytes_peak == pytest.approx(real["peak"], rel=TOLERANCE)
-    assert all(rank[name]["peak"] <= real["peak"] * (1 + TOLERANCE) for rank in ranks)
+    predicted = partial(predict, recipe, model, device="cpu", slow_bf16=has_slow_bf16(), world_size=world, threads=1)
+    most = predicted().allocated_bytes_peak
+    monkeypatch.setattr(step_cost, "COPYING", ())
+    assert predicted().allocated_bytes_peak == pytest.approx(real["peak"], rel=TOLERANCE)
+    # A rank whose thread of gloo's is late still holds its copies of what is summed.
+    assert all(rank[name]["peak"] <= max(most, real["peak"]) * (1 + TOLERANCE) for rank in ranks)
 
 
 @pytest.mark.slow

@@ -43,6 +43,9 @@ TRIM_THRESHOLD = "MALLOC_TRIM_THRESHOLD_"
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch's name for asking huge pages for its tensors: a tenth of a step or more on two cores (docs/decisions.md)."""
 
+REPEATABLE = "MKL_CBWR"
+"""MKL's name for the same bits from run to run, which it else does not promise (docs/decisions.md)."""
+
 ALLOCATOR = "PYTORCH_ALLOC_CONF"
 """torch's settings of its caching allocator; the plan's prediction goes by these."""
 
@@ -243,7 +246,7 @@ def adopt_environment(kind: str) -> None:
 
 def _allocator_settings(kind: str) -> dict[str, str]:
     if kind == "cpu":
-        return {MMAP_THRESHOLD: str(2**20), TRIM_THRESHOLD: str(64 * 2**20), HUGE_PAGES: "1"}
+        return {MMAP_THRESHOLD: str(2**20), TRIM_THRESHOLD: str(64 * 2**20), HUGE_PAGES: "1", REPEATABLE: "AUTO"}
     return {ALLOCATOR: "expandable_segments:True"}
 
 

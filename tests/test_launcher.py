@@ -18,6 +18,7 @@ from bigtrain.launcher import (
     ALLOCATOR,
     HUGE_PAGES,
     MMAP_THRESHOLD,
+    REPEATABLE,
     TRIM_THRESHOLD,
     adopt_environment,
     check_init_from,
@@ -71,6 +72,7 @@ def test_on_the_cpu_large_tensors_are_mapped_alone(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(MMAP_THRESHOLD, raising=False)
     assert worker_environment("cpu")[MMAP_THRESHOLD] == str(2**20)
     assert worker_environment("cpu")[HUGE_PAGES] == "1" and HUGE_PAGES not in worker_environment("cuda")
+    assert worker_environment("cpu")[REPEATABLE] == "AUTO"
     assert MMAP_THRESHOLD not in worker_environment("cuda")
     assert worker_environment("cpu")[TRIM_THRESHOLD] == str(2**26)
     assert worker_environment("cuda")[ALLOCATOR] == "expandable_segments:True"

@@ -117,7 +117,7 @@ def test_what_comes_and_what_goes_is_noticed(meet: Meet) -> None:
         coming = pool.submit(of_two, second)
         until(lambda: first.changed(alone) == "come")
         now = of_two(first)
-        coming.result()
+        assert coming.result().nodes == now.nodes == 2
     second._rendezvous._stop_heartbeats()  # as when its power fails
     until(lambda: first.changed(now) == "gone")
     assert first.next_round(60).nodes == 1
